@@ -1,0 +1,1 @@
+"""What to run. Recipes hold arithmetic only; the mechanisms are in moejax."""

@@ -1,0 +1,1 @@
+"""Sparsely activated models in JAX; one folder per slot, see README.md."""

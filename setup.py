@@ -1,0 +1,50 @@
+"""Packaging of moejax: `pip install -e .` for use, `.[test]` for the tests."""
+
+import setuptools
+
+setuptools.setup(
+  name='moejax',
+  version='0.1.0',
+  description='Sparsely activated models in JAX: mixture of experts, memory '
+  'layers and hybrid linear attention.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(
+    include=['moejax*', 'pallas_kernels*', 'configs*']
+  ),
+  install_requires=[
+    'absl-py',
+    'array_record',
+    'etils[epath]',
+    'flax>=0.12.8',
+    'grain>=0.2.18',
+    'jax>=0.10.2,<0.13',
+    'matplotlib',
+    'ml-collections>=1.1',
+    'numpy',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'pyarrow',
+    'rich',
+    'scipy',
+    'tensorboardX',
+    'tokenizers',
+  ],
+  extras_require={
+    'test': [
+      'chex',
+      'hypothesis',
+      'ipykernel',
+      'nbclient',
+      'nbformat',
+      'pytest',
+      'pytest-xdist',
+      'ruff==0.17.6',
+    ],
+    # jax 0.10.2 belongs with libtpu 0.0.42.*: a mismatched pair compiles
+    # ragged_dot dense on most TPUs.
+    'aot': ['libtpu==0.0.42.*'],
+    'cuda': ['jax[cuda12]'],
+    'wandb': ['wandb'],
+  },
+)
