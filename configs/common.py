@@ -1,0 +1,148 @@
+"""What recipes share: nodes, arguments, and presets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def node(kind: str, **fields: Any) -> ConfigDict:
+  """A config node: `kind` is an import path under moejax."""
+  return ConfigDict({'kind': kind, **fields})
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+  """Reads `a=1,smoke` of `--config=file.py:a=1,smoke` by the defaults' types.
+
+  A name alone stands for name=True.
+
+  Raises:
+    ValueError: for an unknown name or a value of another type.
+  """
+  values = dict(defaults)
+  for part in filter(None, (arg or '').split(',')):
+    name, given, text = part.partition('=')
+    if name not in defaults:
+      raise ValueError(
+        f'recipe argument {name!r} is unknown; known: '
+        f'{", ".join(sorted(defaults))}.'
+      )
+    values[name] = _typed(name, text if given else 'true', defaults[name])
+  return ConfigDict(values)
+
+
+def _typed(name, text, default):
+  if isinstance(default, bool):
+    if text.lower() not in ('true', 'false', '1', '0'):
+      raise ValueError(
+        f'recipe argument {name}={text!r} must be true or false.'
+      )
+    return text.lower() in ('true', '1')
+  try:
+    return type(default)(text)
+  except ValueError:
+    raise ValueError(
+      f'recipe argument {name}={text!r} must be a '
+      f'{type(default).__name__}, like {default!r}.'
+    ) from None
+
+
+def base() -> ConfigDict:
+  """Every section of a config with its defaults, but for the model.
+
+  The sections are documented here, once.
+  """
+  config = ConfigDict()
+  config.seed = 0
+  config.labels = ConfigDict()  # anything; copied into the result
+  config.model = ConfigDict()
+  config.data = node(
+    'data.Text', sources={'stdlib': node('data.StandardLibrary')}
+  )
+  config.loss = node('losses.cross_entropy')
+  config.losses = ConfigDict()  # weight of each balance term, by name
+  config.optim = adamw(1e-3)
+  config.train = ConfigDict(
+    dict(
+      steps=1000,
+      batch_size=16,  # rows of a step, over all devices and micro-batches
+      seq_len=256,
+      accumulate=1,  # micro-batches in a step
+      bias_update=None,  # node; moves the selection biases of routers
+      max_skipped_steps=10,  # in a row, before the run stops
+    )
+  )
+  config.mesh = ConfigDict(dict(data=-1, expert=1))  # -1: what is left
+  config.rules = (('batch', ('data', 'expert')), ('expert', 'expert'))
+  config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
+  config.evaluate = ConfigDict(dict(every_steps=None, batches=16))
+  config.checkpoint = ConfigDict(dict(every_steps=None, keep=2))
+  config.infer = ConfigDict(
+    dict(
+      prompt='def ',
+      max_tokens=200,
+      seed=0,
+      sampler=node('infer.sampler.temperature', temperature=0.8, top_k=20),
+      overlay=(),  # (path, value) pairs that change the config to decode
+    )
+  )
+  config.sweep = ConfigDict(dict(jobs=1, report=None))
+  return config
+
+
+def adamw(peak: float, warmup_steps: int = 20, **fields: Any) -> ConfigDict:
+  """AdamW with a cosine schedule to a tenth of `peak`."""
+  return node(
+    'optim.Chain',
+    optimizer=node('optim.AdamW', **fields),
+    schedule=node(
+      'optim.cosine', peak=peak, warmup_steps=warmup_steps, final_frac=0.1
+    ),
+    clip_norm=1.0,
+  )
+
+
+def attention(heads: int, kv_heads: int | None = None, **fields) -> ConfigDict:
+  """Grouped-query attention; as many kv heads as heads if not given."""
+  return node(
+    'mixers.Attention', heads=heads, kv_heads=kv_heads or heads, **fields
+  )
+
+
+def dense(hidden: int) -> ConfigDict:
+  """A dense gated feed-forward."""
+  return node('moe.Dense', expert=node('experts.Glu', hidden=hidden))
+
+
+def moe(
+  num_experts: int, k: int, hidden: int, *, shared: int | None = None, **fields
+) -> ConfigDict:
+  """Softmax top-k over gated experts, dropless.
+
+  Args:
+    num_experts: E.
+    k: experts per token.
+    hidden: width of each expert.
+    shared: width of a shared expert, None for none.
+    **fields: replace fields of the composer, such as `dispatch`.
+  """
+  parts = dict(
+    router=node(
+      'routers.Router',
+      score=node('routers.scores.Linear', num_experts=num_experts),
+      k=k,
+      select=node('routers.select.top_k'),
+      weigh=node('routers.weigh.softmax'),
+    ),
+    dispatch=node('dispatch.Sort'),
+    experts=node('experts.Glu', num_experts=num_experts, hidden=hidden),
+    shared=None if shared is None else dense(shared),
+    balance={'load': node('balance.load'), 'z': node('balance.z')},
+  )
+  return node('moe.Moe', **(parts | fields))
+
+
+def block(mixer: ConfigDict, ffn: ConfigDict) -> ConfigDict:
+  """A pre-norm block."""
+  return node('blocks.PreNorm', mixer=mixer, ffn=ffn)

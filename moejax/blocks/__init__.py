@@ -1,0 +1,5 @@
+"""Blocks: residual topology, `(stream, ctx, state) -> (stream, state)`."""
+
+from moejax.blocks.prenorm import PreNorm
+
+__all__ = ['PreNorm']

@@ -1,0 +1,45 @@
+"""The usual block."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from moejax.nn import RmsNorm
+from moejax.types import Context, State, Stream
+
+
+class PreNorm(nn.Module):
+  """x + mixer(norm(x)), then x + ffn(norm(x)).  Source: 2002.04745 fig. 1b.
+
+  Attributes:
+    mixer: `(x_BTD, ctx, state) -> (y_BTD, state)`.
+    ffn: `(x_BTD, ctx) -> y_BTD`; None leaves the second half out.
+  """
+
+  mixer: nn.Module
+  ffn: nn.Module | None = None
+
+  @nn.compact
+  def __call__(
+    self, stream: Stream, ctx: Context, state: State = None
+  ) -> tuple[Stream, State]:
+    x = stream.x_BTD
+    y, state = self.mixer(RmsNorm(name='mixer_norm')(x), ctx, state)
+    x = x + y
+    if self.ffn is not None:
+      x = x + self.ffn(RmsNorm(name='ffn_norm')(x), ctx)
+    return stream.replace(x_BTD=x), state
+
+  def init_state(self, batch, length, width, dtype) -> State:
+    """The mixer's decode state."""
+    return self.mixer.init_state(batch, length, width, dtype)
+
+  def active_fracs(self) -> dict[str, float]:
+    """Share of the parameters under a path that one token uses."""
+    inner = getattr(self.ffn, 'active_fracs', dict)()
+    return {f'ffn/{path}': frac for path, frac in inner.items()}
+
+  def flops(self, width: int, length: int) -> float:
+    """Forward FLOPs per token in sequences of `length`."""
+    ffn = 0 if self.ffn is None else self.ffn.flops(width)
+    return self.mixer.flops(width, length) + ffn

@@ -1,0 +1,28 @@
+"""The oracle of all dispatches."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax.types import Chosen, Padded
+
+
+class Mask(nn.Module):
+  """Every expert computes every token; the weights pick.
+
+  Exact, and E / K times the work: the definition that others must equal.
+  """
+
+  accepts = (Chosen,)
+
+  @nn.compact
+  def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
+    num_experts = assignment.num_experts
+    one_hot = assignment.ids_NK[..., None] == jnp.arange(num_experts)
+    weights_NE = jnp.einsum(
+      'nke,nk->ne', one_hot.astype(jnp.float32), assignment.weights_NK
+    )
+    every_END = jnp.broadcast_to(x_ND, (num_experts, *x_ND.shape))
+    y_END = experts(Padded(every_END)).rows_ECD
+    self.sow('stats', 'dropped_frac', jnp.zeros(()))
+    return jnp.einsum('end,ne->nd', y_END, weights_NE.astype(y_END.dtype))

@@ -1,0 +1,5 @@
+"""Losses: `(outputs, batch) -> scalar`, raw; the recipe weighs them."""
+
+from moejax.losses.cross_entropy import cross_entropy
+
+__all__ = ['cross_entropy']

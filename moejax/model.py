@@ -1,0 +1,198 @@
+"""The language model: embed, prefix, pattern x repeats, suffix, head.
+
+This is the only place that scans over layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax.nn import RmsNorm
+from moejax.types import Context, Outputs, State, Stream
+
+# What layers sow and what they keep, each with its layer axis. A collection
+# that is missing here would be dropped by the scan without a word.
+SCANNED = {'params': 0, 'losses': 0, 'stats': 0, 'balance': 0}
+
+# Rematerialisation: what the backward pass keeps of each period. The choice
+# of experts is always kept: recomputing it could route a token elsewhere.
+_CHOICE = jax.checkpoint_policies.save_only_these_names('router_ids')
+REMAT = {
+  'full': _CHOICE,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    _CHOICE, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+}
+
+
+class Period(nn.Module):
+  """One repetition of the pattern: the unit that is scanned."""
+
+  blocks: tuple[nn.Module, ...]
+
+  @nn.compact
+  def __call__(self, stream: Stream, ctx: Context, states: State):
+    states = states or (None,) * len(self.blocks)
+    new = []
+    for block, state in zip(self.blocks, states, strict=True):
+      stream, state = block(stream, ctx, state)
+      new.append(state)
+    return stream, tuple(new)
+
+
+class Model(nn.Module):
+  """A causal language model out of named blocks.
+
+  Attributes:
+    vocab: V, number of token ids.
+    width: D of the residual stream.
+    blocks: the blocks by name.
+    pattern: names of the blocks that are repeated, in order.
+    repeats: times that the pattern is repeated; each has its own parameters.
+    prefix: names of blocks before the pattern.
+    suffix: names of blocks after it.
+    tied: whether the head is the transposed embedding.
+    remat: None, 'full' (keep the choice of experts only) or 'dots' (also the
+      results of matrix products).
+    dtype: of the activations, 'float32' or 'bfloat16'; parameters are f32.
+  """
+
+  vocab: int
+  width: int
+  blocks: Mapping[str, nn.Module]
+  pattern: tuple[str, ...]
+  repeats: int = 1
+  prefix: tuple[str, ...] = ()
+  suffix: tuple[str, ...] = ()
+  tied: bool = True
+  remat: str | None = None
+  dtype: str = 'float32'
+
+  def setup(self):
+    self.embedding = self.param(
+      'embedding',
+      nn.with_logical_partitioning(
+        nn.initializers.normal(self.width**-0.5), ('vocab', 'embed')
+      ),
+      (self.vocab, self.width),
+      jnp.float32,
+    )
+    if not self.tied:
+      self.head = self.param(
+        'head',
+        nn.with_logical_partitioning(
+          nn.initializers.normal(self.width**-0.5), ('embed', 'vocab')
+        ),
+        (self.width, self.vocab),
+        jnp.float32,
+      )
+    if self.prefix:
+      self.before = self._period(Period, self.prefix)
+    self.layers = self._scanned()
+    if self.suffix:
+      self.after = self._period(Period, self.suffix)
+    self.final_norm = RmsNorm()
+
+  def _period(self, cls, names):
+    for name in names:
+      if name not in self.blocks:
+        raise ValueError(
+          f'{name!r} is no block; known: {", ".join(sorted(self.blocks))}.'
+        )
+    # Copies: a module used twice would share its parameters.
+    copies = (
+      self.blocks[n].clone(parent=None, _deep_clone=True) for n in names
+    )
+    return cls(tuple(copies))
+
+  def _scanned(self):
+    period = Period
+    if self.remat is not None:
+      if self.remat not in REMAT:
+        raise ValueError(
+          f'remat={self.remat!r} is unknown; use None, {", ".join(REMAT)}.'
+        )
+      period = nn.remat(period, policy=REMAT[self.remat], prevent_cse=False)
+    scanned = nn.scan(
+      period,
+      variable_axes=SCANNED,
+      split_rngs={'params': True},
+      in_axes=(nn.broadcast, 0),
+      length=self.repeats,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return self._period(scanned, self.pattern)
+
+  def __call__(
+    self, ctx: Context, state: State = None
+  ) -> tuple[Outputs, State]:
+    """Runs the model on `ctx.tokens_BT`.
+
+    Args:
+      ctx: tokens, positions and segments, int32 [B, T].
+      state: None to train; what `init_state` or an earlier call gave to
+        prefill or decode.
+
+    Returns:
+      The outputs, and the new state (None if `state` was).
+    """
+    dtype = jnp.dtype(self.dtype)
+    before, middle, after = state or (None, None, None)
+    x_BTD = self.embedding.astype(dtype)[ctx.tokens_BT] * self.width**0.5
+    stream = Stream(nn.with_logical_constraint(x_BTD, ('batch', None, None)))
+    if self.prefix:
+      stream, before = self.before(stream, ctx, before)
+    stream, middle = self.layers(stream, ctx, middle)
+    if self.suffix:
+      stream, after = self.after(stream, ctx, after)
+    head_DV = self.embedding.T if self.tied else self.head
+    outputs = Outputs(self.final_norm(stream.x_BTD), head_DV.astype(dtype))
+    return outputs, None if state is None else (before, middle, after)
+
+  def init_state(self, batch: int, length: int) -> State:
+    """An empty decode state for `batch` sequences of up to `length`."""
+
+    def states(names):
+      return tuple(
+        self.blocks[n].init_state(batch, length, self.width, self.dtype)
+        for n in names
+      )
+
+    repeated = jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (self.repeats, *leaf.shape)),
+      states(self.pattern),
+    )
+    return states(self.prefix), repeated, states(self.suffix)
+
+  def layer_paths(self) -> list[tuple[str, nn.Module, int]]:
+    """Every block with the path of its parameters and its repeats."""
+    groups = (
+      ('before', self.prefix, 1),
+      ('layers', self.pattern, self.repeats),
+      ('after', self.suffix, 1),
+    )
+    return [
+      (f'{group}/blocks_{i}', self.blocks[name], repeats)
+      for group, names, repeats in groups
+      for i, name in enumerate(names)
+    ]
+
+  def active_fracs(self) -> dict[str, float]:
+    """Share of the parameters under a path that one token uses."""
+    return {
+      f'{path}/{inner}': frac
+      for path, block, _ in self.layer_paths()
+      for inner, frac in block.active_fracs().items()
+    }
+
+  def flops(self, length: int) -> float:
+    """Forward FLOPs per token in sequences of `length`, head included."""
+    layers = sum(
+      repeats * block.flops(self.width, length)
+      for _, block, repeats in self.layer_paths()
+    )
+    return layers + 2 * self.width * self.vocab

@@ -1,0 +1,97 @@
+"""Feed-forwards: the dense one, and the composer of a mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax.types import Chosen, Context, Padded
+
+
+class Dense(nn.Module):
+  """One expert that every token goes to: a plain feed-forward.
+
+  Attributes:
+    expert: an expert module with `num_experts` 1.
+  """
+
+  expert: nn.Module
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+    del ctx
+    rows = Padded(x_BTD.reshape(1, -1, x_BTD.shape[-1]))
+    return self.expert(rows).rows_ECD.reshape(x_BTD.shape)
+
+  def flops(self, width: int) -> float:
+    """Forward FLOPs per token."""
+    return self.expert.flops(width)
+
+
+class Moe(nn.Module):
+  """router -> dispatch(experts), plus shared experts.
+
+  Sows, raw: `losses/<name>` for each balance term, and `stats/counts` [E],
+  `stats/entropy` (nats, of the router's softmax) and `dropped_frac`.
+
+  Attributes:
+    router: `(x_ND, ctx) -> Assignment`.
+    dispatch: `(assignment, x_ND, experts) -> y_ND`.
+    experts: `Rows -> Rows`.
+    shared: a feed-forward that every token also goes to.
+    balance: balance terms by name, `(assignment, ctx) -> scalar`; a name is
+      what the recipe's `losses` weighs.
+  """
+
+  router: nn.Module
+  dispatch: nn.Module
+  experts: nn.Module
+  shared: nn.Module | None = None
+  balance: Mapping[str, Callable] | None = None
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+    x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+    assignment = self.router(x_ND, ctx)
+    self._check(assignment)
+    for name, term in (self.balance or {}).items():
+      self.sow('losses', name, term(assignment, ctx))
+    self._sow_stats(assignment, ctx)
+    y_BTD = self.dispatch(assignment, x_ND, self.experts).reshape(x_BTD.shape)
+    if self.shared is not None:
+      y_BTD = y_BTD + self.shared(x_BTD, ctx)
+    return y_BTD
+
+  def _check(self, assignment):
+    if not isinstance(assignment, self.dispatch.accepts):
+      wanted = ' or '.join(kind.__name__ for kind in self.dispatch.accepts)
+      raise ValueError(
+        f'router {type(self.router).__name__} makes a '
+        f'{type(assignment).__name__} assignment, but dispatch '
+        f'{type(self.dispatch).__name__} takes {wanted}; choose a dispatch '
+        'that accepts it.'
+      )
+
+  def _sow_stats(self, assignment, ctx):
+    if not isinstance(assignment, Chosen):
+      return
+    log_prob = jax.nn.log_softmax(assignment.logits_NE)
+    entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)
+    valid = jnp.maximum(ctx.valid_N.sum(), 1)
+    self.sow('stats', 'counts', assignment.counts_E())
+    self.sow(
+      'stats', 'entropy', jnp.where(ctx.valid_N, entropy_N, 0).sum() / valid
+    )
+
+  def active_fracs(self) -> dict[str, float]:
+    """Share of the parameters under a path that one token uses."""
+    return {'experts': self.router.k / self.experts.num_experts}
+
+  def flops(self, width: int) -> float:
+    """Forward FLOPs per token."""
+    shared = 0 if self.shared is None else self.shared.flops(width)
+    routed = self.router.k * self.experts.flops(width)
+    return self.router.flops(width) + routed + shared

@@ -1,0 +1,15 @@
+"""Pieces that several slots share."""
+
+from moejax.nn import activations
+from moejax.nn.norm import RmsNorm
+from moejax.nn.projection import Projection, expert_matrix, matrix_init
+from moejax.nn.rope import rotate
+
+__all__ = [
+  'Projection',
+  'RmsNorm',
+  'activations',
+  'expert_matrix',
+  'matrix_init',
+  'rotate',
+]

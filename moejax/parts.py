@@ -1,0 +1,94 @@
+"""A config, built: the parts that training, evaluation and decoding share."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from ml_collections import ConfigDict
+
+from moejax import sharding, state
+from moejax.build import build
+
+
+class Parts:
+  """The objects that a config describes, each made when first asked for.
+
+  Attributes:
+    config: the resolved config.
+  """
+
+  def __init__(self, config: ConfigDict):
+    self.config = config
+
+  @functools.cached_property
+  def model(self):
+    return build(self.config.model, 'config.model')
+
+  @functools.cached_property
+  def data(self):
+    return build(self.config.data, 'config.data')
+
+  @functools.cached_property
+  def loss(self):
+    return build(self.config.loss, 'config.loss')
+
+  @functools.cached_property
+  def optimizer(self):
+    return build(self.config.optim, 'config.optim')
+
+  @functools.cached_property
+  def bias_update(self):
+    return build(self.config.train.bias_update, 'config.train.bias_update')
+
+  @functools.cached_property
+  def tx(self):
+    """The optax transformation for this model's parameters."""
+    shapes, names = state.abstract_variables(self.model)
+    return self.optimizer.transformation(
+      shapes['params'], names['params'], total_steps=self.config.train.steps
+    )
+
+  @functools.cached_property
+  def learning_rate(self):
+    """Schedule: steps taken to learning rate."""
+    return self.optimizer.learning_rate(self.config.train.steps)
+
+  @functools.cached_property
+  def rules(self):
+    return tuple((name, axis) for name, axis in self.config.rules)
+
+  @functools.cached_property
+  def mesh(self):
+    return sharding.make_mesh(self.config.mesh)
+
+  @functools.cached_property
+  def batch_sharding(self):
+    return sharding.batch_sharding(self.mesh, self.rules)
+
+  @functools.cached_property
+  def state_shardings(self):
+    return state.state_shardings(self.model, self.tx, self.mesh, self.rules)
+
+  def new_state(self):
+    """A freshly initialised TrainState."""
+    return state.init(
+      self.model, self.tx, self.config.seed, self.mesh, self.rules
+    )
+
+  def abstract_state(self):
+    """The TrainState as shapes with shardings, to restore into."""
+    return state.abstract(self.model, self.tx, self.mesh, self.rules)
+
+  def batches(self, split: str, epochs: int | None):
+    """This process's share of the batches of a split, as numpy arrays."""
+    train = self.config.train
+    return self.data.batches(
+      split,
+      batch_size=train.batch_size,
+      seq_len=train.seq_len,
+      seed=self.config.seed,
+      epochs=epochs,
+      shard_index=jax.process_index(),
+      shard_count=jax.process_count(),
+    )

@@ -1,0 +1,105 @@
+"""The mesh, and where each logical axis lives on it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Logical axis to mesh axis; an axis that is not here is replicated.
+RULES = (('batch', ('data', 'expert')), ('expert', 'expert'))
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+
+def mesh_sizes(axes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+  """Resolves the axis of size -1, if any, to what the others leave.
+
+  Raises:
+    ValueError: if the sizes do not make up the devices.
+  """
+  sizes = dict(axes)
+  free = [name for name, size in sizes.items() if size == -1]
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  shown = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+  if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
+    raise ValueError(
+      f'mesh {shown}: sizes are positive, and at most one may be -1 (all '
+      'that the others leave); correct config.mesh.'
+    )
+  if free:
+    sizes[free[0]] = num_devices // fixed
+  if math.prod(sizes.values()) != num_devices:
+    raise ValueError(
+      f'mesh {shown} does not make up the {num_devices} device(s) here; set '
+      'config.mesh so that the product of its sizes is that number.'
+    )
+  return sizes
+
+
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
+  """A mesh over all devices, sharded by the compiler where not told."""
+  sizes = mesh_sizes(axes, jax.device_count())
+  kinds = (AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
+  """Makes `mesh` and `rules` those of the code inside."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(_known(rules, mesh)):
+    yield
+
+
+def shardings(names: Any, mesh: Mesh, rules: Rules) -> Any:
+  """NamedShardings for a tree of tuples of logical axis names."""
+  rules = _known(rules, mesh)
+
+  def one(axes):
+    spec = nn.logical_to_mesh_axes(axes, rules)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree.map(one, names, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+  """Where [B, T] arrays live: rows over the axes of 'batch'."""
+  return shardings(('batch', None), mesh, rules)
+
+
+def put_batch(
+  batch: Mapping[str, np.ndarray], sharding: NamedSharding
+) -> dict[str, jax.Array]:
+  """Global arrays out of this process's rows."""
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value)
+    for name, value in batch.items()
+  }
+
+
+def batch_shards(axes: Mapping[str, int], rules: Rules) -> int:
+  """Over how many devices the rows of a batch are spread."""
+  over = dict(rules).get('batch') or ()
+  over = (over,) if isinstance(over, str) else over
+  return math.prod(axes.get(name, 1) for name in over)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def _known(rules: Rules, mesh: Mesh):
+  """The rules less the mesh axes that this mesh does not have."""
+
+  def only(target):
+    if target is None or isinstance(target, str):
+      return target if target in mesh.axis_names else None
+    return tuple(axis for axis in target if axis in mesh.axis_names) or None
+
+  return tuple((name, only(target)) for name, target in rules)

@@ -1,0 +1,126 @@
+"""What a run carries from step to step, made where it lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct as struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax import optim, sharding
+from moejax.types import Context
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that the step changes.
+
+  Attributes:
+    step: int32, optimiser steps done.
+    params: f32 masters.
+    opt_state: of the optax transformation.
+    balance: selection biases and counts; no gradient.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  balance: Any
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    return {'params': self.params, 'balance': self.balance}
+
+
+def context(batch, train: bool = False) -> Context:
+  """The context of a batch of `tokens`, `positions` and `segments`."""
+  return Context(
+    tokens_BT=batch['tokens'],
+    positions_BT=batch['positions'],
+    segments_BT=batch['segments'],
+    train=train,
+  )
+
+
+def blank_context(batch: int = 1, length: int = 2) -> Context:
+  """A context of zeros, to initialise or to trace with."""
+  zeros = jnp.zeros((batch, length), jnp.int32)
+  return Context(zeros, zeros, zeros + 1)
+
+
+def abstract_variables(model: nn.Module) -> tuple[Any, Any]:
+  """Shapes of the variables, and a like tree of logical axis names.
+
+  Nothing is computed.
+  """
+  boxed = jax.eval_shape(model.init, jax.random.key(0), blank_context())
+  boxed = {name: boxed.get(name, {}) for name in ('params', 'balance')}
+
+  def names(leaf):
+    if isinstance(leaf, nn.LogicallyPartitioned):
+      return tuple(leaf.names)
+    return (None,) * leaf.ndim
+
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+  return nn.unbox(boxed), jax.tree.map(names, boxed, is_leaf=is_box)
+
+
+def init(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  seed: int,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+) -> TrainState:
+  """A new state, each array made on the devices that hold it."""
+
+  def make(key):
+    variables = nn.unbox(model.init(key, blank_context()))
+    params = variables['params']
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=tx.init(params),
+      balance=variables.get('balance', {}),
+    )
+
+  where = state_shardings(model, tx, mesh, rules)
+  with sharding.use(mesh, rules):
+    return jax.jit(make, out_shardings=where)(jax.random.key(seed))
+
+
+def state_shardings(model, tx, mesh, rules) -> TrainState:
+  """A TrainState of NamedShardings."""
+  shapes, names = abstract_variables(model)
+  opt_shapes = jax.eval_shape(tx.init, shapes['params'])
+  opt_names = optim.state_names(opt_shapes, names['params'])
+  return sharding.shardings(
+    TrainState(
+      step=(),
+      params=names['params'],
+      opt_state=opt_names,
+      balance=names['balance'],
+    ),
+    mesh,
+    rules,
+  )
+
+
+def abstract(model, tx, mesh, rules) -> TrainState:
+  """The state as ShapeDtypeStructs with shardings, to restore into."""
+  shapes, _ = abstract_variables(model)
+  state = TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+    params=shapes['params'],
+    opt_state=jax.eval_shape(tx.init, shapes['params']),
+    balance=shapes['balance'],
+  )
+  where = state_shardings(model, tx, mesh, rules)
+  return jax.tree.map(
+    lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
+    state,
+    where,
+  )

@@ -1,0 +1,146 @@
+"""The pure steps of training and evaluation, to be jitted by the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax import balance, stats
+from moejax.model import Model
+from moejax.state import TrainState, context
+
+Batch = Mapping[str, jax.Array]
+# Collections that a training call writes.
+WRITTEN = ('losses', 'stats', 'balance')
+
+
+def objective(
+  model: Model, loss: Callable, weights: Mapping[str, float]
+) -> Callable:
+  """`(params, balance, batch) -> (scalar, written)`, what gradients descend.
+
+  The scalar is the loss plus, for each sown term, its weight times its sum
+  over the layers. `written` has the new `balance`, and `metrics`: scalars
+  (`loss`, `losses/<term>`: the mean over layers) and raw per-layer stats.
+  """
+
+  def compute(params, balance_state, batch):
+    variables = {'params': params, 'balance': balance_state}
+    (outputs, _), written = model.apply(
+      variables, context(batch, train=True), mutable=list(WRITTEN)
+    )
+    main = loss(outputs, batch)
+    terms = stats.by_name(written.get('losses', {}))
+    total = main + sum(
+      weights[name] * value.sum() for name, value in terms.items()
+    )
+    metrics = {f'losses/{name}': term.mean() for name, term in terms.items()}
+    metrics['loss'] = main
+    layers = stats.per_layer(written.get('stats', {}))
+    new = written.get('balance', balance_state)
+    return total, (new, metrics, layers)
+
+  return compute
+
+
+def train_step(
+  model: Model,
+  tx: optax.GradientTransformation,
+  *,
+  loss: Callable,
+  weights: Mapping[str, float],
+  accumulate: int = 1,
+  bias_update: Callable | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+  """Makes `(state, batch) -> (state, metrics)`.
+
+  Args:
+    model: the model.
+    tx: its outermost state counts skipped steps, as `optim.Chain` makes it.
+    loss: `(outputs, batch) -> scalar`, a mean over valid tokens.
+    weights: of the sown balance terms, by name.
+    accumulate: micro-batches per step. Each is weighed by its share of the
+      valid tokens, so that the sum is the gradient of the whole batch.
+    bias_update: `(bias, counts) -> bias` for selection biases.
+  """
+  gradient = jax.value_and_grad(objective(model, loss, weights), has_aux=True)
+
+  def step(state: TrainState, batch: Batch):
+    tokens = (batch['segments'] > 0).sum()
+
+    def micro(carry, part):
+      balance_state, grads, layers = carry
+      share = (part['segments'] > 0).sum() / jnp.maximum(tokens, 1)
+      (_, (balance_state, metrics, new_layers)), new = gradient(
+        state.params, balance_state, part
+      )
+      if grads is None:
+        return (balance_state, new, new_layers), metrics
+      grads = jax.tree.map(lambda a, b: a + share * b, grads, new)
+      layers = stats.merge(layers, new_layers, share)
+      metrics = jax.tree.map(lambda value: share * value, metrics)
+      return (balance_state, grads, layers), metrics
+
+    if accumulate == 1:
+      carry = (state.balance, None, None)
+      (balance_state, grads, layers), metrics = micro(carry, batch)
+    else:
+      grads = jax.tree.map(jnp.zeros_like, state.params)
+      parts = {name: _split(value, accumulate) for name, value in batch.items()}
+      shapes = jax.eval_shape(
+        lambda part: gradient(state.params, state.balance, part)[0][1][2],
+        jax.tree.map(lambda value: value[0], parts),
+      )
+      layers = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+      carry = (state.balance, grads, layers)
+      carry, metrics = jax.lax.scan(micro, carry, parts)
+      balance_state, grads, layers = carry
+      metrics = jax.tree.map(lambda value: value.sum(0), metrics)
+
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.params, loss=metrics['loss']
+    )
+    good = opt_state.consecutive == 0
+    ended = balance.end_step(balance_state, bias_update)
+    # A skipped step leaves the biases alone as well.
+    ended = jax.tree.map(
+      lambda new, old: jnp.where(good, new, old), ended, state.balance
+    )
+    metrics |= stats.summarise(layers)
+    metrics |= {
+      'grad_norm': optax.tree.norm(grads),
+      'tokens': tokens,
+      'skipped_steps': opt_state.skipped,
+      'skipped_in_a_row': opt_state.consecutive,
+    }
+    new_state = TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      balance=ended,
+    )
+    return new_state, metrics
+
+  return step
+
+
+def evaluate_step(
+  model: Model, loss: Callable
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+  """Makes `(variables, batch) -> {loss, tokens}`, the mean loss and its N."""
+
+  def step(variables, batch: Batch):
+    outputs, _ = model.apply(variables, context(batch))
+    tokens = (batch['segments'] > 0).sum()
+    return {'loss': loss(outputs, batch), 'tokens': tokens}
+
+  return step
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+  """[B, T] to [parts, B / parts, T]; rows stay on their devices."""
+  return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)

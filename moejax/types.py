@@ -1,0 +1,165 @@
+"""What the rooms hand to each other.
+
+Axis letters, used as suffixes at the seams (`x_ND`, `ids_NK`):
+
+  B batch     T time      N tokens (B * T)   D width       F expert hidden
+  E experts   K chosen    C capacity         R rows (N * K)
+  H heads     V vocabulary                   S cache length
+
+Logical axes of parameters: vocab embed mlp expert heads kv layers slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct as struct
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.grouped_matmul.api import grouped_matmul
+
+
+@struct.dataclass
+class Context:
+  """What every layer may read and none may write.
+
+  Attributes:
+    tokens_BT: int32 token ids.
+    positions_BT: int32, restarting at 0 in each document.
+    segments_BT: int32, 1 and up for the documents of a row, 0 for padding.
+    train: whether this is a training call (static).
+  """
+
+  tokens_BT: jax.Array
+  positions_BT: jax.Array
+  segments_BT: jax.Array
+  train: bool = struct.field(pytree_node=False, default=False)
+
+  @property
+  def valid_N(self) -> jax.Array:
+    """bool [N]: the tokens that are not padding."""
+    return self.segments_BT.reshape(-1) > 0
+
+
+@struct.dataclass
+class Stream:
+  """What flows from block to block: the residual stream `x_BTD`."""
+
+  x_BTD: jax.Array
+
+
+@struct.dataclass
+class Outputs:
+  """What the model hands to the losses and to the sampler.
+
+  Attributes:
+    hidden_BTD: after the last norm.
+    head_DV: the output matrix, in the dtype of the activations.
+  """
+
+  hidden_BTD: jax.Array
+  head_DV: jax.Array
+
+  def logits_BTV(self) -> jax.Array:
+    """All logits, f32. Losses work in chunks instead."""
+    return jnp.einsum(
+      'btd,dv->btv',
+      self.hidden_BTD,
+      self.head_DV,
+      preferred_element_type=jnp.float32,
+    )
+
+
+@struct.dataclass
+class Chosen:
+  """Tokens pick experts.
+
+  Attributes:
+    ids_NK: int32; `num_experts` means "no expert": no work, no output.
+    weights_NK: f32 combine weights, 0 where there is no expert.
+    logits_NE: f32 router logits, without any selection bias.
+  """
+
+  ids_NK: jax.Array
+  weights_NK: jax.Array
+  logits_NE: jax.Array
+
+  @property
+  def num_experts(self) -> int:
+    return self.logits_NE.shape[-1]
+
+  def counts_E(self) -> jax.Array:
+    """f32 [E]: how many tokens picked each expert."""
+    one_hot = self.ids_NK[..., None] == jnp.arange(self.num_experts)
+    return one_hot.sum((0, 1), dtype=jnp.float32)
+
+
+@struct.dataclass
+class Filled:
+  """Experts pick tokens: `tokens_EC` int32 indices and `weights_EC` f32."""
+
+  tokens_EC: jax.Array
+  weights_EC: jax.Array
+
+
+@struct.dataclass
+class Soft:
+  """Every slot is a mixture of tokens: `dispatch_NEC` and `combine_NEC`."""
+
+  dispatch_NEC: jax.Array
+  combine_NEC: jax.Array
+
+
+Assignment = Chosen | Filled | Soft
+
+
+@struct.dataclass
+class Ragged:
+  """Rows sorted by expert, `sizes_E` of them each; later rows are dead."""
+
+  rows_RD: jax.Array
+  sizes_E: jax.Array
+
+  @property
+  def width(self) -> int:
+    return self.rows_RD.shape[-1]
+
+  def dot(self, w_EDF: jax.Array) -> Ragged:
+    """Multiplies each row by the matrix of its expert."""
+    w_EDF = w_EDF.astype(self.rows_RD.dtype)
+    return self.replace(
+      rows_RD=grouped_matmul(self.rows_RD, w_EDF, self.sizes_E)
+    )
+
+  def map(self, f, *others: Ragged) -> Ragged:
+    """Applies an element-wise `f` to these rows and those of `others`."""
+    return self.replace(rows_RD=f(self.rows_RD, *(o.rows_RD for o in others)))
+
+
+@struct.dataclass
+class Padded:
+  """The same number of rows for every expert."""
+
+  rows_ECD: jax.Array
+
+  @property
+  def width(self) -> int:
+    return self.rows_ECD.shape[-1]
+
+  def dot(self, w_EDF: jax.Array) -> Padded:
+    """Multiplies each row by the matrix of its expert."""
+    w_EDF = w_EDF.astype(self.rows_ECD.dtype)
+    return self.replace(
+      rows_ECD=jnp.einsum('ecd,edf->ecf', self.rows_ECD, w_EDF)
+    )
+
+  def map(self, f, *others: Padded) -> Padded:
+    """Applies an element-wise `f` to these rows and those of `others`."""
+    return self.replace(
+      rows_ECD=f(self.rows_ECD, *(o.rows_ECD for o in others))
+    )
+
+
+Rows = Ragged | Padded
+State = Any
