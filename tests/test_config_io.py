@@ -131,7 +131,7 @@ def test_override_replaces_a_whole_node_before_what_is_inside_it():
     ('modle.width', 'model.width', 'betas, model, seed'),
     ('model.moe.expert', 'model.moe.experts', 'experts, kind'),
     ('model.pattern[0].head', 'model.pattern[0].heads', 'heads, kind'),
-    ('model.pattern[2].head', 'model.pattern[0].heads', '0, 1'),
+    ('model.pattern[2].head', 'model.pattern[1].heads', '0, 1'),
   ],
 )
 def test_unknown_path_names_the_nearest_and_the_siblings(path, near, siblings):

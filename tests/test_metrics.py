@@ -18,7 +18,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from moejax import metrics
-from moejax.metrics import environment as environment_module
+from moejax.metrics import provenance
 
 
 def _lines(workdir):
@@ -179,7 +179,7 @@ def _clock(monkeypatch, *times_s):
 
 
 def test_plain_progress_lines_leave_compilation_out_of_the_time(monkeypatch):
-  _clock(monkeypatch, 0.0, 60.0, 70.0, 80.0)
+  _clock(monkeypatch, 0.0, 1.0, 60.0, 70.0, 80.0)
   stream = io.StringIO()
   with metrics.Progress(1000, start_step=100, stream=stream) as progress:
     progress.update(100)
@@ -319,7 +319,7 @@ def _git(folder, *arguments):
 def test_the_commit_is_that_of_the_checkout_and_says_if_it_was_changed(
   tmp_path,
 ):
-  commit = environment_module._commit
+  commit = provenance._commit
   package = tmp_path / 'package'
   package.mkdir()
   (package / 'code.py').write_text('1')

@@ -1,9 +1,9 @@
 """What a run measures and says: logs, progress, parameters, hardware."""
 
-from moejax.metrics.environment import environment
 from moejax.metrics.hardware import device_peak_flops, peak_memory_bytes
 from moejax.metrics.parameters import parameter_table, parameter_totals
 from moejax.metrics.progress import Progress, duration
+from moejax.metrics.provenance import environment
 from moejax.metrics.writer import Writer
 
 __all__ = [

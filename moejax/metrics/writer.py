@@ -87,8 +87,14 @@ class Writer:
     _end_with_whole_line(self._path)
     self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115
     if self._tensorboard:
+      folder = files.folder(self._folder / 'tensorboard')
+      # A file is named after the second in which it is opened: without a
+      # number, one that is opened in the same second would overwrite it.
+      number = sum(1 for _ in folder.iterdir())
       self._events = tensorboardX.SummaryWriter(
-        str(self._folder / 'tensorboard'), purge_step=self._purge_step
+        str(folder),
+        purge_step=self._purge_step,
+        filename_suffix=f'.{number:04}',
       )
 
   def _step(self, line, number):
