@@ -1,0 +1,18 @@
+"""What a run measures and says: logs, progress, parameters, hardware."""
+
+from moejax.metrics.hardware import device_peak_flops, peak_memory_bytes
+from moejax.metrics.parameters import parameter_table, parameter_totals
+from moejax.metrics.progress import Progress, duration
+from moejax.metrics.provenance import environment
+from moejax.metrics.writer import Writer
+
+__all__ = [
+  'Progress',
+  'Writer',
+  'device_peak_flops',
+  'duration',
+  'environment',
+  'parameter_table',
+  'parameter_totals',
+  'peak_memory_bytes',
+]
