@@ -277,7 +277,9 @@ def _lbfgs(design, log_loss, delta, start):
     args=(design, log_loss, delta),
     jac=True,
     method='L-BFGS-B',
-    options=dict(ftol=1e-15, gtol=1e-10, maxiter=MAX_STEPS, maxfun=3 * MAX_STEPS),
+    options=dict(
+      ftol=1e-15, gtol=1e-10, maxiter=MAX_STEPS, maxfun=3 * MAX_STEPS
+    ),
   )
 
 

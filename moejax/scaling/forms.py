@@ -191,9 +191,9 @@ def optimum(
   flops = np.asarray(flops, float)
   ratio = alpha * theta['A'] / (beta * theta['B'])
   # Logs: the powers of FLOPs leave the range of floats otherwise.
-  log_size = (
-    np.log(ratio) + theta['beta'] * np.log(flops / cost.factor)
-  ) / (alpha + beta)
+  log_size = (np.log(ratio) + theta['beta'] * np.log(flops / cost.factor)) / (
+    alpha + beta
+  )
   size = np.exp(log_size)
   tokens = cost.tokens(size, flops)
   return size, tokens, chinchilla(theta, {'N': size, 'D': tokens})
