@@ -1,0 +1,1 @@
+"""Scaling laws: forms, fits with intervals, IsoFLOP analysis and its report."""

@@ -1,0 +1,136 @@
+"""Prediction of the largest budget by fits that have not seen it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from moejax.scaling import fit, forms, leverage
+from moejax.scaling.isoflop import Parabola
+from moejax.scaling.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Errors of predictions at the largest budget, as fractions of the loss.
+
+  Attributes:
+    predicted, actual: losses of the held-out runs, `[runs]`.
+    vertex: (predicted, actual) least loss by the parametric surface.
+    vertex_interval: bootstrap interval of the predicted least loss.
+    frontier: least loss that the compute frontier of the smaller budgets
+      predicts, or None.
+  """
+
+  variant: str
+  budget: float
+  trained_on: int
+  runs: tuple[Run, ...]
+  predicted: np.ndarray
+  actual: np.ndarray
+  vertex: tuple[float, float] | None
+  vertex_interval: fit.Interval | None
+  frontier: float | None
+  warnings: tuple[str, ...]
+
+  @property
+  def errors(self) -> np.ndarray:
+    """predicted / actual - 1, `[runs]`."""
+    return self.predicted / self.actual - 1
+
+
+def cost_law(runs: Sequence[Run]) -> forms.Cost:
+  """Training FLOPs per token as a power of size, fitted to runs."""
+  size = np.log([r.size for r in runs])
+  cost = np.log([r.flops / r.tokens for r in runs])
+  if np.ptp(size) < 1e-9:
+    return forms.Cost(float(np.exp(np.mean(cost - size))), 0.0)
+  slope, offset = np.polyfit(size, cost, 1)
+  return forms.Cost(float(np.exp(offset)), float(slope - 1))
+
+
+def require_budgets(runs: Sequence[Run]) -> None:
+  """Refuses runs that cannot tell size from tokens.
+
+  Raises:
+    fit.FitRefused: for one budget or one size.
+  """
+  budgets = {r.budget for r in runs}
+  sizes = {r.size for r in runs}
+  if len(budgets) < 2 or len(sizes) < 2:
+    raise fit.FitRefused(
+      f'{len(budgets)} budgets and {len(sizes)} sizes; a fit in size and '
+      'tokens needs 2 or more of each.'
+    )
+
+
+def hold_out(
+  parabolas: Sequence[Parabola],
+  variants: Sequence[str],
+  absent: list[tuple[str, str]],
+  draws: int,
+) -> list[HeldOut]:
+  """Fits each variant without its sweep's largest budget, and predicts it.
+
+  Variants that cannot be predicted are added to `absent` with the reason.
+  """
+  largest = max(p.budget for p in parabolas)
+  out = []
+  for variant in variants:
+    mine = [p for p in parabolas if p.variant == variant]
+    seen = [p for p in mine if p.budget < largest]
+    last = [p for p in mine if p.budget == largest]
+    if not last:
+      why = f'no run of it finished at the largest budget, {largest:.1e} FLOPs'
+      absent.append((f'held-out error of {variant}', why))
+      continue
+    try:
+      out.append(_predict(variant, seen, last[0], draws))
+    except fit.FitRefused as refused:
+      why = f'without the largest budget: {refused}'
+      absent.append((f'held-out error of {variant}', why))
+  return out
+
+
+def _predict(variant, seen, last, draws) -> HeldOut:
+  train = [r for p in seen for r in p.runs]
+  require_budgets(train)
+  known = {
+    'N': np.array([r.size for r in train]),
+    'D': np.array([r.tokens for r in train]),
+  }
+  loss = np.array([r.loss for r in train])
+  surface = fit.varpro(forms.chinchilla, known, loss)
+  surface = fit.bootstrap(surface, known, draws=draws)
+  ahead = {
+    'N': last.sizes,
+    'D': np.array([r.tokens for r in last.runs]),
+  }
+  cost = cost_law(train)
+  drawn = [_least(theta, last.flops, cost) for theta in surface.drawn()]
+  least = _least(surface.theta, last.flops, cost)
+  line = None
+  if len(seen) >= 2:
+    law = leverage.frontier(seen, draws=0)
+    line = float(law(np.array([last.flops]))[0])
+  return HeldOut(
+    variant,
+    last.budget,
+    len(train),
+    last.runs,
+    surface.predict(ahead),
+    last.losses,
+    (least, last.loss) if np.isfinite(least) else None,
+    fit.interval(np.array(drawn)) if drawn else None,
+    line,
+    surface.warnings,
+  )
+
+
+def _least(theta, flops, cost) -> float:
+  try:
+    return float(forms.optimum(theta, np.array([flops]), cost)[2][0])
+  except ValueError:
+    return float('nan')
