@@ -57,12 +57,14 @@ def parse(argv: Sequence[str]) -> tuple[Any, ConfigDict]:
   except flags.Error as error:
     raise ValueError(error) from None
   except (AttributeError, KeyError, TypeError) as error:
-    raise ValueError(f'{_first_line(error)}; see the recipe for its fields.')
+    raise ValueError(
+      f'{_first_line(error)}; see the recipe for its fields.'
+    ) from None
   except (OSError, ImportError) as error:
     raise ValueError(
       f'--config: {_first_line(error)}; give the path of a recipe, such as '
       'configs/tiny.py.'
-    ) from error
+    ) from None
   if rest[1:]:
     raise ValueError(
       f'stray argument {rest[1]!r}; flags begin with --, and overrides look '

@@ -65,7 +65,15 @@ def shardings(names: Any, mesh: Mesh, rules: Rules) -> Any:
     spec = nn.logical_to_mesh_axes(axes, rules)
     return NamedSharding(mesh, spec)
 
-  return jax.tree.map(one, names, is_leaf=lambda x: isinstance(x, tuple))
+  return jax.tree.map(one, names, is_leaf=is_axes)
+
+
+def is_axes(node: Any) -> bool:
+  """Whether a tree node is the axis names of one array, a leaf."""
+  # Optimiser states are named tuples: they are no leaves.
+  return type(node) is tuple and all(
+    name is None or isinstance(name, str) for name in node
+  )
 
 
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:

@@ -60,12 +60,18 @@ def abstract_variables(model: nn.Module) -> tuple[Any, Any]:
   boxed = {name: boxed.get(name, {}) for name in ('params', 'balance')}
 
   def names(leaf):
-    if isinstance(leaf, nn.LogicallyPartitioned):
-      return tuple(leaf.names)
-    return (None,) * leaf.ndim
+    return tuple(leaf.names) if _is_box(leaf) else (None,) * leaf.ndim
 
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-  return nn.unbox(boxed), jax.tree.map(names, boxed, is_leaf=is_box)
+  def shape(leaf):  # flax's own unboxing would want real arrays under a mesh
+    return leaf.value if _is_box(leaf) else leaf
+
+  return tuple(
+    jax.tree.map(part, boxed, is_leaf=_is_box) for part in (shape, names)
+  )
+
+
+def _is_box(node):
+  return isinstance(node, nn.LogicallyPartitioned)
 
 
 def init(
@@ -96,7 +102,7 @@ def state_shardings(model, tx, mesh, rules) -> TrainState:
   """A TrainState of NamedShardings."""
   shapes, names = abstract_variables(model)
   opt_shapes = jax.eval_shape(tx.init, shapes['params'])
-  opt_names = optim.state_names(opt_shapes, names['params'])
+  opt_names = optim.state_names(opt_shapes, shapes['params'], names['params'])
   return sharding.shardings(
     TrainState(
       step=(),

@@ -148,7 +148,8 @@ class Run:
             index, loss=row['loss'], tokens_per_s=row['tokens_per_s']
           )
         asked = termination.asked
-        checkpoints.save(index, now, self.data, force=asked or index == total)
+        last = index == total and config.checkpoint.every_steps is not None
+        checkpoints.save(index, now, self.data, force=asked or last)
         if asked:
           checkpoints.wait()
           raise Interrupted(

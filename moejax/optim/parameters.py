@@ -27,7 +27,7 @@ class Parameter:
   def sides(self):
     """Tuple of tuples of axis indices: what is left without batch axes."""
     axes = list(range(len(self.names)))
-    while axes and self.names[axes[0]] in BATCH_AXES:
+    while axes and self._is_batch(axes[0]):
       axes.pop(0)
     sides, i = [], 0
     while i < len(axes):
@@ -57,6 +57,11 @@ class Parameter:
     return tuple(
       math.prod(self.shape[axis] for axis in side) for side in self.sides
     )
+
+  def _is_batch(self, axis):
+    # A dense layer is a stack of one: its first axis has no name.
+    one = self.names[axis] is None and self.shape[axis] == 1
+    return self.names[axis] in BATCH_AXES or one
 
   def _one_side(self, axes):
     return tuple(self.names[axis] for axis in axes) == ('heads', 'kv')
