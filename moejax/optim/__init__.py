@@ -2,8 +2,9 @@
 
 from moejax.optim.adamw import AdamW
 from moejax.optim.chain import Chain
+from moejax.optim.clip import clip_by_global_norm, global_norm
 from moejax.optim.groups import Group
-from moejax.optim.guard import SkipState, skip_nonfinite
+from moejax.optim.guard import SkipNonfinite, SkipState
 from moejax.optim.muon import Muon
 from moejax.optim.parameters import Parameter, state_names
 from moejax.optim.schedules import constant, cosine, warmup_stable_decay
@@ -14,10 +15,12 @@ __all__ = [
   'Group',
   'Muon',
   'Parameter',
+  'SkipNonfinite',
   'SkipState',
+  'clip_by_global_norm',
   'constant',
   'cosine',
-  'skip_nonfinite',
+  'global_norm',
   'state_names',
   'warmup_stable_decay',
 ]

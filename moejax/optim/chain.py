@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from moejax.optim import groups, guard, parameters, schedules
+from moejax.optim import clip, groups, guard, parameters, schedules
 from moejax.optim.adamw import AdamW
 
 FROZEN = 'frozen'
@@ -53,11 +53,11 @@ class Chain:
     return self.schedule()
 
   def transformation(self, params, names=None, *, total_steps):
-    """The optax transformation for these parameters.
+    """The `SkipNonfinite` transformation for these parameters.
 
     `params` is a tree of arrays or `jax.ShapeDtypeStruct`; `names` is the
-    parallel tree of logical axis tuples. The state's outermost level is a
-    `SkipState`. `update` takes `loss=` as an extra argument.
+    parallel tree of logical axis tuples. Train with
+    `params, state = tx.step(grads, state, params, loss)`.
 
     Raises: ValueError for a group that picks nothing, unknown settings, or
     names that do not fit the parameters.
@@ -72,17 +72,17 @@ class Chain:
     }
     scales = {path: chosen[path].lr_scale for path in found}
     like = functools.partial(_like, params)
+    moving = {path: label != FROZEN for path, label in labels.items()}
     steps = [
-      _freeze(like(labels)),
       optax.identity()
       if self.clip_norm is None
-      else optax.clip_by_global_norm(self.clip_norm),
+      else clip.clip_by_global_norm(self.clip_norm, like(moving)),
       _directions(rules, like(labels)),
       _add_decay(like(decays)),
       optax.scale_by_learning_rate(self.learning_rate(total_steps)),
       _scale(like(scales)),
     ]
-    return guard.skip_nonfinite(optax.chain(*steps))
+    return guard.SkipNonfinite(optax.chain(*steps))
 
   def _label(self, parameter, group):
     if group.frozen:
@@ -106,14 +106,6 @@ def _directions(rules, labels):
   if FROZEN in used:
     moving[FROZEN] = optax.set_to_zero()
   return optax.partition(moving, labels)
-
-
-def _freeze(labels):
-  # Before clipping: a frozen gradient must not shorten the others.
-  frozen = jax.tree.map(lambda label: label == FROZEN, labels)
-  if not any(jax.tree.leaves(frozen)):
-    return optax.identity()
-  return optax.masked(optax.set_to_zero(), frozen)
 
 
 def _add_decay(decays):

@@ -1,10 +1,13 @@
 """Skip a step whose gradient or loss is not finite."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from moejax.optim import clip
 
 
 class SkipState(NamedTuple):
@@ -15,37 +18,60 @@ class SkipState(NamedTuple):
   inner: Any
 
 
-def skip_nonfinite(inner):
-  """Wraps a transformation so that a bad step changes nothing but a count.
+@dataclasses.dataclass(frozen=True)
+class SkipNonfinite:
+  """A transformation that a bad step leaves as it was, but for two counts.
 
-  A step is bad when the global gradient norm, or `loss` if it is passed to
-  `update`, is not finite. Then the inner state is kept bit for bit and every
-  update is -0.0, the number that leaves each bit of a parameter as it was
-  when added to it. Nothing is multiplied by 0, since 0 * nan is nan.
+  A step is bad when the global gradient norm, or the loss if it is given, is
+  not finite. Then parameters and inner state stay the same bit for bit.
+  Nothing is multiplied by 0, since 0 * nan is nan. It belongs outside of
+  clipping, which would spread one nan over every leaf.
 
-  It belongs outside of clipping, which would spread one nan over every leaf.
-  The state counts, the caller decides how many in a row are too many:
+  The state counts; the caller decides how many in a row are too many:
   `state.consecutive >= limit`.
+
+  `step` is the way to train: its `cond` spans parameters and moments, so
+  that XLA updates both in place. Selecting each leaf with `where` instead
+  makes XLA copy the moments first (84 ms against 24 ms for 21M parameters on
+  two CPU cores). `update` keeps to optax's interface and is slower.
   """
-  inner = optax.with_extra_args_support(inner)
 
-  def init(params):
+  inner: optax.GradientTransformation
+
+  def init(self, params):
+    """A `SkipState` around the inner state."""
     zero = jnp.zeros([], jnp.int32)
-    return SkipState(zero, zero, inner.init(params))
+    return SkipState(zero, zero, self.inner.init(params))
 
-  def update(updates, state, params=None, *, loss=0.0, **extra):
-    # Spelled like the norm of optax's clipping, so that XLA computes it once.
-    good = jnp.isfinite(optax.tree.norm(updates)) & jnp.isfinite(loss)
-    stepped, moved = inner.update(updates, state.inner, params, **extra)
-    # Selects fuse into the update; a cond would copy every moment on CPU.
-    stepped = jax.tree.map(
-      lambda step: jnp.where(good, step, jnp.full_like(step, -0.0)), stepped
+  def step(self, grads, state, params, loss=0.0):
+    """(params, state) after one step, taken or skipped."""
+
+    def take(params, inner):
+      updates, inner = self.inner.update(grads, inner, params)
+      return optax.apply_updates(params, updates), inner
+
+    return self._either(take, lambda *kept: kept, grads, loss, state, params)
+
+  def update(self, updates, state, params=None, loss=0.0):
+    """(updates, state) as in optax; a skipped step's updates are -0.0.
+
+    That is the number whose addition leaves every bit of a parameter.
+    """
+    return self._either(
+      lambda updates, inner: self.inner.update(updates, inner, params),
+      lambda updates, inner: (
+        jax.tree.map(lambda leaf: jnp.full_like(leaf, -0.0), updates),
+        inner,
+      ),
+      updates,
+      loss,
+      state,
+      updates,
     )
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(good, new, old), moved, state.inner
-    )
+
+  def _either(self, take, skip, grads, loss, state, carry):
+    good = jnp.isfinite(clip.global_norm(grads)) & jnp.isfinite(loss)
+    carry, inner = jax.lax.cond(good, take, skip, carry, state.inner)
     bad = (~good).astype(jnp.int32)
     consecutive = (state.consecutive + 1) * bad
-    return stepped, SkipState(state.skipped + bad, consecutive, kept)
-
-  return optax.GradientTransformationExtraArgs(init, update)
+    return carry, SkipState(state.skipped + bad, consecutive, inner)

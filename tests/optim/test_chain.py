@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from moejax import optim
@@ -50,8 +49,7 @@ def _train(chain, params, steps=4, scale=1.0):
 
   @jax.jit
   def step(params, state, grads):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+    return tx.step(grads, state, params)
 
   for seed in range(1, steps + 1):
     params, state = step(params, state, _tree(seed, scale))

@@ -21,9 +21,11 @@ def _chain(optimizer):
   return chain.transformation(PARAMS, names, total_steps=10)
 
 
-def _stepper(tx):
+def _stepper(tx, way='step'):
   @jax.jit
   def step(params, state, grads, loss):
+    if way == 'step':
+      return tx.step(grads, state, params, loss)
     updates, state = tx.update(grads, state, params, loss=loss)
     return optax.apply_updates(params, updates), state
 
@@ -36,9 +38,10 @@ def _bits(tree):
 
 @pytest.mark.parametrize('optimizer', [optim.AdamW(), optim.Muon()])
 @pytest.mark.parametrize('bad', ['nan gradient', 'inf gradient', 'nan loss'])
-def test_bad_step_leaves_every_bit_and_the_next_is_taken(optimizer, bad):
+@pytest.mark.parametrize('way', ['step', 'update'])
+def test_bad_step_leaves_every_bit_and_the_next_is_taken(optimizer, bad, way):
   tx = _chain(optimizer)
-  step = _stepper(tx)
+  step = _stepper(tx, way)
   params, state = step(PARAMS, tx.init(PARAMS), GRADS, 1.0)
   grads, loss = dict(GRADS), 1.0
   if bad == 'nan loss':
@@ -57,10 +60,11 @@ def test_bad_step_leaves_every_bit_and_the_next_is_taken(optimizer, bad):
   assert (int(got[1].skipped), int(got[1].consecutive)) == (1, 0)
 
 
-def test_negative_zeros_survive_a_skipped_first_step():
+@pytest.mark.parametrize('way', ['step', 'update'])
+def test_negative_zeros_survive_a_skipped_first_step(way):
   tx = _chain(optim.AdamW())
   bad = jax.tree.map(lambda leaf: leaf * jnp.nan, GRADS)
-  held, _ = _stepper(tx)(PARAMS, tx.init(PARAMS), bad, 1.0)
+  held, _ = _stepper(tx, way)(PARAMS, tx.init(PARAMS), bad, 1.0)
   assert _bits(held) == _bits(PARAMS)
 
 
@@ -73,3 +77,22 @@ def test_consecutive_skips_are_counted_beyond_any_limit():
     params, state = step(params, state, bad, 1.0)
     assert int(state.consecutive) == int(state.skipped) == count
   assert _bits(params) == _bits(PARAMS)
+
+
+def test_adamw_step_updates_in_place():
+  params = {f'w{i}': jnp.zeros((256, 512)) for i in range(3)}
+  tx = optim.Chain(clip_norm=0.5).transformation(params, total_steps=10)
+  step = jax.jit(
+    lambda params, state, grads: tx.step(grads, state, params),
+    donate_argnums=(0, 1),
+  )
+  state = jax.eval_shape(tx.init, params)
+  memory = step.lower(params, state, params).compile().memory_analysis()
+  # One clipped gradient or one copied moment would be 524,288 bytes.
+  assert memory.temp_size_in_bytes < 50_000
+
+
+def test_global_norm_of_bfloat16_is_summed_in_float32():
+  grads = [jnp.full(2**16, 0.5, jnp.bfloat16), jnp.full(3, 2.0, jnp.bfloat16)]
+  want = np.sqrt(0.25 * 2**16 + 12.0)
+  assert float(optim.global_norm(grads)) == pytest.approx(want, rel=1e-6)
