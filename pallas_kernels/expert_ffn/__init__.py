@@ -1,0 +1,1 @@
+"""The feed-forward of the chosen experts, from tokens to tokens."""

@@ -1,0 +1,145 @@
+"""The experts' feed-forward: checks, gradient, choice of implementation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.choose import Entry, choose
+from pallas_kernels.expert_ffn import cpu, reference, rows
+from pallas_kernels.expert_ffn.plan import plan
+
+NAMES = ('tiles', 'rows', 'reference')
+
+
+def expert_ffn(
+  x_ND: jax.Array,
+  w_gate_EDF: jax.Array,
+  w_up_EDF: jax.Array | None,
+  w_down_EFD: jax.Array,
+  ids_NK: jax.Array,
+  weights_NK: jax.Array,
+  *,
+  activation: Callable[[jax.Array], jax.Array],
+  implementation: str | None = None,
+) -> jax.Array:
+  """The weighted sum of what each token's chosen experts make of it.
+
+  y_n = sum_k weights_nk (activation(x_n gate_e) * x_n up_e) down_e, e = ids_nk
+
+  The backward pass keeps the inputs and the pre-activations x gate and x up,
+  nothing else of that size; a call without a gradient keeps nothing. The
+  weights get their gradient, so that any router can be trained.
+
+  Args:
+    x_ND: [N, D] tokens, f32 or bf16.
+    w_gate_EDF: [E, D, F], in the dtype of `x_ND`.
+    w_up_EDF: [E, D, F], or `None` for activation(x gate) alone.
+    w_down_EFD: [E, F, D].
+    ids_NK: int32 [N, K]; E (any id outside [0, E)) is "no expert", which costs
+      no work, adds nothing, and gives its weight a zero gradient. An expert
+      may be named twice.
+    weights_NK: f32 [N, K].
+    activation: an element-wise jnp function, the same object at every call.
+    implementation: `None` chooses for the platform that the program is lowered
+      for; 'tiles' (CPU), 'rows' or 'reference'.
+
+  Returns:
+    [N, D], in the dtype of `x_ND`.
+
+  Raises:
+    ValueError: shapes or dtypes do not fit together, or an unknown name.
+    NotImplementedError: the named implementation does not run here.
+  """
+  matrices = (w_gate_EDF, w_up_EDF, w_down_EFD)
+  _check(x_ND, matrices, ids_NK, weights_NK)
+  if implementation == 'reference':
+    return reference.expert_ffn(
+      x_ND, *matrices, ids_NK, weights_NK, activation=activation
+    )
+  if implementation is not None and implementation not in NAMES:
+    raise ValueError(
+      f'expert_ffn: implementation={implementation!r} is unknown; use None or '
+      f'one of {", ".join(NAMES)}.'
+    )
+  if 0 in x_ND.shape or 0 in w_gate_EDF.shape or 0 in ids_NK.shape:
+    return jnp.zeros_like(x_ND)
+  p = plan(ids_NK, w_gate_EDF.shape[0])
+  return _expert_ffn(activation, implementation, x_ND, matrices, weights_NK, p)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _expert_ffn(activation, implementation, x_ND, matrices, weights_NK, p):
+  args = (x_ND, matrices, weights_NK, p)
+  return _run('forward', activation, implementation, args, keep=False)[0]
+
+
+def _forward(activation, implementation, x_ND, matrices, weights_NK, p):
+  args = (x_ND, matrices, weights_NK, p)
+  y_ND, kept = _run('forward', activation, implementation, args, keep=True)
+  return y_ND, (*args, kept)
+
+
+def _backward(activation, implementation, saved, dy_ND):
+  grads = _run('backward', activation, implementation, (*saved, dy_ND))
+  return *grads, None
+
+
+_expert_ffn.defvjp(_forward, _backward)
+
+
+def _run(direction, activation, implementation, args, **static):
+  """One direction, by the implementation that is chosen at lowering."""
+  static['activation'] = activation
+  table = {
+    'tiles': Entry(
+      functools.partial(getattr(cpu, direction), **static), platforms=('cpu',)
+    ),
+    'rows': Entry(functools.partial(getattr(rows, direction), **static)),
+  }
+  op = f'expert_ffn ({direction})'
+
+  # Under vmap a loop: not every implementation has a batched form.
+  @jax.custom_batching.sequential_vmap
+  def call(*args):
+    return choose(op, table, *args, implementation=implementation)
+
+  return call(*args)
+
+
+def _check(x_ND, matrices, ids_NK, weights_NK):
+  gate, up, down = matrices
+  E_F_D = (gate.shape[0], *gate.shape[:0:-1])
+  fits = (
+    x_ND.ndim == 2
+    and gate.ndim == 3
+    and x_ND.shape[1] == gate.shape[1]
+    and (up is None or up.shape == gate.shape)
+    and down.shape == E_F_D
+  )
+  if not fits:
+    raise ValueError(
+      f'expert_ffn takes x [N, D], gate and up [E, D, F] and down [E, F, D], '
+      f'not {x_ND.shape}, {gate.shape}, '
+      f'{None if up is None else up.shape} and {down.shape}.'
+    )
+  if (
+    ids_NK.ndim != 2
+    or not ids_NK.shape == weights_NK.shape
+    or (ids_NK.shape[0] != x_ND.shape[0])
+  ):
+    raise ValueError(
+      f'expert_ffn takes ids and weights [N, K] with N={x_ND.shape[0]}, not '
+      f'{ids_NK.shape} and {weights_NK.shape}.'
+    )
+  dtypes = {w.dtype for w in matrices if w is not None} | {x_ND.dtype}
+  if len(dtypes) > 1:
+    raise ValueError(
+      f'expert_ffn: x and the matrices have dtypes '
+      f'{", ".join(sorted(map(str, dtypes)))}; cast them to one.'
+    )
+  if not jnp.issubdtype(ids_NK.dtype, jnp.integer):
+    raise ValueError(f'expert_ffn: ids are {ids_NK.dtype}; use integers.')

@@ -1,0 +1,105 @@
+"""The experts' feed-forward as one loop over row tiles, for CPU.
+
+Gather, products, activation and combine happen tile by tile, in cache: no
+array with a row of width D for every pair exists. On CPU a fresh large array
+costs more in page faults than the arithmetic on it.
+
+Source: arXiv 2512.14080 section 4 (what is kept and what is recomputed).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.expert_ffn.rows import hidden
+from pallas_kernels.grouped_matmul import tiles
+from pallas_kernels.grouped_matmul.tiles import add_matrix, dot, matrix
+
+
+def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
+  """-> y_ND, (gate_RF, up_RF); these are `None` unless `keep`."""
+  rows, dtype = plan.pair_R.size, x_ND.dtype
+  weight_R = _take(weights_NK.reshape(-1), plan.pair_R)
+  wide = jnp.promote_types(dtype, jnp.float32)
+
+  def body(tile, carry):
+    y_ND, kept = carry
+    w_gate, w_up, w_down = (_matrix(w, tile) for w in matrices)
+    token = tile.read_all(plan.token_R)
+    x = _take(x_ND, token)
+    pre = [
+      None if w is None else dot(x, w, (1, 0)).astype(dtype)
+      for w in (w_gate, w_up)
+    ]
+    h = hidden(activation, *pre).astype(dtype)
+    y = dot(h, w_down, (1, 0)) * tile.read_all(weight_R)[:, None]
+    y_ND = _add_rows(y_ND, token, tile.mask(y))
+    if keep:
+      kept = [
+        None if p is None else tile.write(a, p)
+        for a, p in zip(kept, pre, strict=True)
+      ]
+    return y_ND, kept
+
+  kept = [None, None]
+  if keep:
+    kept = [
+      None if w is None else jnp.zeros((rows, w.shape[2]), dtype)
+      for w in matrices[:2]
+    ]
+  start = jnp.zeros(x_ND.shape, wide), kept
+  cut = tiles.cut(plan.sizes_E, rows)
+  y_ND, kept = tiles.for_each(cut, rows, body, start)
+  return y_ND.astype(dtype), tuple(kept)
+
+
+def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
+  """-> dx_ND, gradients of the matrices, dweights_NK."""
+  rows, dtype = plan.pair_R.size, x_ND.dtype
+  weight_R = _take(weights_NK.reshape(-1), plan.pair_R)
+  wide = jnp.promote_types(dtype, jnp.float32)
+
+  def body(tile, carry):
+    dx_ND, (dw_gate, dw_up, dw_down), dweight_R = carry
+    w_gate, w_up, w_down = (_matrix(w, tile) for w in matrices)
+    token = tile.read_all(plan.token_R)
+    x, dy = (tile.mask(_take(a, token)) for a in (x_ND, dy_ND))
+    weight = tile.read(weight_R)[:, None]
+    pre = [None if a is None else tile.read(a) for a in kept]
+    h, pull = jax.vjp(lambda *pre: hidden(activation, *pre), *pre)
+    dh = dot(dy, w_down, (1, 1)).astype(h.dtype)
+    dgate, dup = pull((dh * weight).astype(h.dtype))
+    dx = dot(dgate, w_gate, (1, 1))
+    dw_gate = add_matrix(dw_gate, tile, dot(x, dgate, (0, 0)))
+    if w_up is not None:
+      dx += dot(dup, w_up, (1, 1))
+      dw_up = add_matrix(dw_up, tile, dot(x, dup, (0, 0)))
+    weighted = (h * weight).astype(dtype)
+    dw_down = add_matrix(dw_down, tile, dot(weighted, dy, (0, 0)))
+    dweight_R = tile.write(dweight_R, (dh * h).sum(-1))
+    dx_ND = _add_rows(dx_ND, token, tile.mask(dx))
+    return dx_ND, (dw_gate, dw_up, dw_down), dweight_R
+
+  start = (
+    jnp.zeros(x_ND.shape, wide),
+    jax.tree.map(lambda w: jnp.zeros(w.shape, wide), matrices),
+    jnp.zeros((rows,), weights_NK.dtype),
+  )
+  cut = tiles.cut(plan.sizes_E, rows)
+  dx_ND, dmatrices, dweight_R = tiles.for_each(cut, rows, body, start)
+  dmatrices = jax.tree.map(lambda w: w.astype(dtype), dmatrices)
+  dweights_NK = _take(dweight_R, plan.place_NK)
+  return dx_ND.astype(dtype), dmatrices, dweights_NK
+
+
+def _matrix(w_EDF, tile):
+  return None if w_EDF is None else matrix(w_EDF, tile)
+
+
+def _take(a, index):
+  return a.at[index].get(mode='promise_in_bounds')
+
+
+def _add_rows(a, index, value):
+  return a.at[index].add(value, mode='promise_in_bounds')

@@ -1,0 +1,276 @@
+"""The experts' feed-forward against every expert in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.expert_ffn.api import expert_ffn
+
+IMPLEMENTATIONS = [None, 'rows', 'reference']
+# name -> N, D, F, E, K
+SHAPES = {
+  'smoke': (24, 8, 12, 4, 2),
+  'one token': (1, 5, 3, 4, 2),
+  'more experts than pairs': (6, 8, 4, 40, 2),
+  'one expert': (70, 8, 8, 1, 1),
+  'odd': (101, 20, 37, 3, 3),
+}
+
+
+def relu_squared(x):
+  return jnp.square(jax.nn.relu(x))
+
+
+def _inputs(shape, dtype=jnp.float32, gated=True, ids=None):
+  n, d, f, e, k = shape
+  rng = np.random.default_rng(0)
+
+  def draw(*size):
+    return jnp.asarray(rng.normal(size=size), dtype)
+
+  x, gate, up = draw(n, d), draw(e, d, f), draw(e, d, f) if gated else None
+  down, dy = draw(e, f, d), draw(n, d)
+  weights = jnp.asarray(rng.normal(size=(n, k)), jnp.float32)
+  if ids is None:
+    # Ids repeat within a token, and E ("no expert") is among them.
+    ids = rng.integers(0, e + 1, size=(n, k))
+  return (x, gate, up, down, weights), jnp.asarray(ids, jnp.int32), dy
+
+
+def _every_expert(args, ids, activation):
+  """y from every expert for every token, weighted by a dense matrix."""
+  x, gate, up, down, weights = args
+  one_hot = ids[..., None] == jnp.arange(gate.shape[0])
+  weights_NE = jnp.einsum('nk,nke->ne', weights, one_hot.astype(x.dtype))
+  h = activation(jnp.einsum('nd,edf->nef', x, gate))
+  h = h if up is None else h * jnp.einsum('nd,edf->nef', x, up)
+  return jnp.einsum('ne,nef,efd->nd', weights_NE, h, down)
+
+
+def _pulled(f, args, dy):
+  y, pull = jax.vjp(f, *args)
+  return y, *pull(dy)
+
+
+def _oracle(args, ids, dy, activation):
+  with jax.enable_x64(True):
+    args, dy = jax.tree.map(lambda a: np.asarray(a, np.float64), (args, dy))
+    f = jax.jit(
+      lambda args, dy: _pulled(
+        lambda *a: _every_expert(a, ids, activation), args, dy
+      )
+    )
+    return jax.tree.map(np.asarray, f(args, dy))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _results(
+  args, ids, dy, activation=jax.nn.silu, implementation=None, wrap=lambda f: f
+):
+  f = wrap(
+    lambda *a: expert_ffn(
+      *a[:4], ids, a[4], activation=activation, implementation=implementation
+    )
+  )
+  return _pulled(f, args, dy)
+
+
+def _assert_close(got, want, tolerance):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    a = np.asarray(a, np.float64)
+    scale = max(1.0, np.abs(b).max())
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('name', list(SHAPES))
+def test_outputs_and_gradients_equal_every_expert(name, implementation):
+  args, ids, dy = _inputs(SHAPES[name])
+  want = _oracle(args, ids, dy, jax.nn.silu)
+  got = _results(args, ids, dy, jax.nn.silu, implementation)
+  _assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize('activation', [jax.nn.gelu, relu_squared])
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_ungated_equals_every_expert(implementation, activation):
+  args, ids, dy = _inputs(SHAPES['smoke'], gated=False)
+  want = _oracle(args, ids, dy, activation)
+  got = _results(args, ids, dy, activation, implementation)
+  _assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize('implementation', [None, 'rows'])
+def test_bf16_is_close_to_every_expert(implementation):
+  args, ids, dy = _inputs(SHAPES['odd'], jnp.bfloat16)
+  got = _results(args, ids, dy, jax.nn.silu, implementation)
+  assert [a.dtype for a in got] == [jnp.bfloat16] * 5 + [jnp.float32]
+  _assert_close(got, _oracle(args, ids, dy, jax.nn.silu), 2e-2)
+
+
+@pytest.mark.parametrize('implementation', [None, 'rows'])
+def test_many_rows_of_one_expert_equal_the_reference(implementation):
+  ids = np.where(np.arange(1400) % 50 == 0, 2, 1)[:, None]
+  args, ids, dy = _inputs((1400, 4, 4, 3, 1), ids=ids)
+  want = _results(args, ids, dy, jax.nn.silu, 'reference')
+  got = _results(args, ids, dy, jax.nn.silu, implementation)
+  _assert_close(got, jax.tree.map(np.asarray, want), 1e-5)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_no_expert_leaks_nothing(implementation):
+  args, _, dy = _inputs(SHAPES['smoke'])
+  ids = jnp.full((24, 2), 4, jnp.int32).at[3].set(jnp.array([1, 4]))
+  dead = (jnp.arange(24) != 3)[:, None]
+  x, gate, up, down, weights = args
+  x, dy = jnp.where(dead, jnp.nan, x), jnp.where(dead, jnp.nan, dy)
+  got = _results(
+    (x, gate, up, down, weights), ids, dy, jax.nn.silu, implementation
+  )
+  y, dx, *dmatrices, dweights = got
+  for a in (y, dx, dweights):
+    assert not np.asarray(a)[np.arange(24) != 3].any()
+    assert np.asarray(a)[3].any()
+  assert dweights[3, 1] == 0
+  assert all(np.isfinite(w).all() for w in dmatrices)
+
+
+def test_uniform_weights_of_a_linear_unit_give_the_input_back():
+  n, d, e, k = 30, 6, 5, 3
+  eye = jnp.broadcast_to(jnp.eye(d), (e, d, d))
+  rng = np.random.default_rng(0)
+  x, dy = (jnp.asarray(rng.normal(size=(n, d)), jnp.float32) for _ in range(2))
+  ids = jnp.asarray(rng.integers(0, e, (n, k)), jnp.int32)
+  weights = jnp.full((n, k), 1 / k)
+
+  @jax.jit
+  def f(x):
+    return expert_ffn(x, eye, None, eye, ids, weights, activation=jnp.real)
+
+  y, pull = jax.vjp(f, x)
+  np.testing.assert_allclose(y, x, rtol=1e-6)
+  np.testing.assert_allclose(pull(dy)[0], dy, rtol=1e-6)
+
+
+def test_the_name_is_what_cpu_gets():
+  args, ids, dy = _inputs(SHAPES['smoke'])
+  results = (_results(args, ids, dy, jax.nn.silu, i) for i in (None, 'tiles'))
+  for a, b in zip(*results, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_without_jit_equals_every_expert():
+  args, ids, dy = _inputs(SHAPES['one token'])
+  want = _oracle(args, ids, dy, jax.nn.silu)
+  _assert_close(_results.__wrapped__(args, ids, dy), want, 1e-5)
+
+
+def test_under_checkpoint_equals_every_expert():
+  args, ids, dy = _inputs(SHAPES['smoke'])
+  want = _oracle(args, ids, dy, jax.nn.silu)
+  got = _results(args, ids, dy, jax.nn.silu, None, jax.checkpoint)
+  _assert_close(got, want, 1e-5)
+
+
+def test_scan_over_layers_equals_a_python_loop():
+  args, ids, dy = _inputs(SHAPES['smoke'])
+  x, *matrices, weights = args
+  stack = jax.tree.map(lambda w: jnp.stack([w, w / 2]), matrices)
+
+  def layer(x, matrices):
+    y = expert_ffn(x, *matrices, ids, weights, activation=jax.nn.silu)
+    return x + y / 100, None
+
+  def two_layers(x, first, second):
+    return layer(layer(x, first)[0], second)[0]
+
+  @jax.jit
+  def scanned(x, stack, dy):
+    return _pulled(lambda *a: jax.lax.scan(layer, *a)[0], (x, stack), dy)
+
+  @jax.jit
+  def unrolled(x, stack, dy):
+    first = jax.tree.map(lambda w: w[0], stack)
+    second = jax.tree.map(lambda w: w[1], stack)
+    y, dx, *dmatrices = _pulled(two_layers, (x, first, second), dy)
+    return y, dx, jax.tree.map(lambda *w: jnp.stack(w), *dmatrices)
+
+  got, want = (f(x, stack, dy) for f in (scanned, unrolled))
+  _assert_close(got, jax.tree.map(np.asarray, want), 1e-5)
+
+
+def test_vmap_equals_every_expert():
+  args, ids, dy = _inputs(SHAPES['smoke'])
+  x, *rest = args
+  run = jax.vmap(lambda x, ids: _results((x, *rest), ids, dy))
+  got = jax.jit(run)(jnp.stack([x, 2 * x]), jnp.stack([ids, ids[::-1]]))
+  for i, (x, ids) in enumerate([(x, ids), (2 * x, ids[::-1])]):
+    want = _oracle((x, *rest), ids, dy, jax.nn.silu)
+    _assert_close([a[i] for a in got], list(want), 1e-5)
+
+
+def test_backward_keeps_only_inputs_and_pre_activations():
+  n, d, f, e, k = shape = (64, 32, 16, 4, 8)
+  args, ids, _ = _inputs(shape)
+  _, pull = jax.vjp(
+    lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
+  )
+  kept = sum(
+    a.size
+    for a in jax.tree.leaves(pull)
+    if hasattr(a, 'dtype') and jnp.issubdtype(a.dtype, jnp.floating)
+  )
+  assert kept == n * d + 2 * n * k * f + n * k + 3 * e * d * f
+
+
+def test_forward_alone_keeps_no_pre_activations():
+  args, ids, _ = _inputs((512, 16, 64, 4, 8))
+
+  @jax.jit
+  def f(*a):
+    return expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu)
+
+  memory = f.lower(*args).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 512 * 8 * 64 * 4
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_other_platforms_get_sorted_rows(platform):
+  args, ids, dy = _inputs(SHAPES['smoke'])
+  traced = jax.jit(lambda args, dy: _results(args, ids, dy)).trace(args, dy)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert text.count('chlo.ragged_dot') >= 9
+  assert 'ragged_dot' not in traced.lower().as_text()
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(x=jnp.zeros((4, 3))), r'gate and up \[E, D, F\]'),
+    (dict(down=jnp.zeros((2, 2, 5))), r'down \[E, F, D\]'),
+    (dict(x=jnp.zeros((4, 2), jnp.bfloat16)), 'bfloat16, float32'),
+    (dict(ids=jnp.zeros((4, 1), jnp.int32)), r'ids and weights \[N, K\]'),
+    (dict(ids=jnp.zeros((4, 3))), 'ids are float32'),
+    (dict(implementation='quick'), "implementation='quick' is unknown"),
+  ],
+)
+def test_misfits_are_refused(change, message):
+  args = dict(
+    x=jnp.zeros((4, 2)),
+    gate=jnp.zeros((2, 2, 5)),
+    up=None,
+    down=jnp.zeros((2, 5, 2)),
+    ids=jnp.zeros((4, 3), jnp.int32),
+    weights=jnp.zeros((4, 3)),
+    implementation=None,
+  )
+  args |= change
+  implementation = args.pop('implementation')
+  with pytest.raises(ValueError, match=message):
+    expert_ffn(
+      *args.values(), activation=jax.nn.silu, implementation=implementation
+    )
