@@ -137,9 +137,12 @@ class Run:
         check_tokens(host, self.parts.model.vocab)
         batch = sharding.put_batch(host, self.parts.batch_sharding)
         now, values = self.step(now, batch)
-        if index % config.log.every_steps == 0 or index in (first + 1, total):
+        logged = index % config.log.every_steps == 0 or index in (1, total)
+        # The first step after a start compiles: it only sets the clock.
+        if logged or index == first + 1:
           row = meter.read(index, values)
           self._check_divergence(index, row)
+        if logged:
           if self._evaluates(index):
             row |= self._evaluate(now, 'validation')
             meter.pause()
