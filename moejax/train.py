@@ -102,6 +102,7 @@ class Run:
   def go(self) -> dict[str, Any]:
     """Trains, evaluates, and returns the result."""
     saving = self.config.checkpoint
+    meter = Meter(self.parts, self.costs)  # times one device, so no mesh yet
     with (
       sharding.use(self.parts.mesh, self.parts.rules),
       Checkpoints(
@@ -113,7 +114,7 @@ class Run:
       _Termination() as termination,
     ):
       now, first = self._start(checkpoints, writer)
-      meter = Meter(self.parts, self.costs)
+      meter.pause()
       now = self._loop(now, first, checkpoints, writer, termination, meter)
       return self._result(now, meter)
 
