@@ -66,6 +66,7 @@ def base() -> ConfigDict:
   config.train = ConfigDict(
     dict(
       steps=1000,
+      budget_flops=None,  # instead of steps: training FLOPs to spend
       batch_size=16,  # rows of a step, over all devices and micro-batches
       seq_len=256,
       accumulate=1,  # micro-batches in a step

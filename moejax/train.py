@@ -130,7 +130,7 @@ class Run:
     return now, first
 
   def _loop(self, now, first, checkpoints, writer, termination, meter):
-    config, total = self.config, self.config.train.steps
+    config, total = self.config, self.parts.steps
     with metrics.Progress(total, start_step=first) as progress:
       for index in range(first + 1, total + 1):
         host = next(self.data)
@@ -177,13 +177,14 @@ class Run:
 
   def _result(self, now, meter):
     train = self.config.train
-    tokens = train.steps * train.batch_size * train.seq_len
+    steps = self.parts.steps
+    tokens = steps * train.batch_size * train.seq_len
     held_out = self._evaluate(now, 'validation')
     return {
       'loss': held_out['validation/loss'],
       'loss_train': meter.loss,
       'seed': self.config.seed,
-      'steps': train.steps,
+      'steps': steps,
       'tokens': tokens,
       'train_flops': tokens * self.costs['flops_per_token'],
       **self.costs,

@@ -76,8 +76,22 @@ def check_sections(config: ConfigDict) -> None:
 
 
 def check_train(config: ConfigDict) -> None:
-  for name in ('steps', 'batch_size', 'seq_len', 'accumulate'):
-    _at_least(f'config.train.{name}', config.train[name], 1)
+  train = config.train
+  for name in ('batch_size', 'seq_len', 'accumulate'):
+    _at_least(f'config.train.{name}', train[name], 1)
+  if (train.steps is None) == (train.budget_flops is None):
+    raise ValueError(
+      f'config.train.steps={train.steps} and config.train.budget_flops='
+      f'{train.budget_flops}: one of them says how long to train, so set the '
+      'other to None.'
+    )
+  if train.steps is not None:
+    _at_least('config.train.steps', train.steps, 1)
+  elif not 0 < train.budget_flops < math.inf:
+    raise ValueError(
+      f'config.train.budget_flops={train.budget_flops} must be a positive '
+      'number of FLOPs, such as 1e12.'
+    )
   _at_least('config.train.max_skipped_steps', config.train.max_skipped_steps, 1)
   _at_least('config.log.every_steps', config.log.every_steps, 1)
   for section in ('checkpoint', 'evaluate'):
@@ -184,7 +198,7 @@ def check_batch(config: ConfigDict, parts: Parts) -> None:
 
 
 def check_learning_rate(config: ConfigDict, parts: Parts) -> None:
-  steps = config.train.steps
+  steps = parts.steps
   for step in sorted({0, 1, steps // 2, steps - 1}):
     rate = float(parts.learning_rate(step))
     if not (math.isfinite(rate) and rate >= 0):
