@@ -35,8 +35,8 @@ def run(cells, base_config, workdir, train, *, jobs=1, log=print):
   again in its folder, where the training function finds its checkpoint. Cells
   run in processes of their own, so a cell that raises or is killed becomes a
   row of status 'failed' and the rest goes on. The calling process must not
-  hold the accelerator. A cell with `config.labels.cost` larger than another's
-  starts before it.
+  hold the accelerator, and workers do not share one: use jobs=1 there. Cells
+  start in the order of `config.labels.cost`, largest first, if there is one.
 
   Args:
     cells: list of `hyper.Cell`, from `hyper.cells`.
@@ -158,7 +158,14 @@ def _only_sweep_in(workdir):
 
 def _finished(job):
   path = job.folder / 'result.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f'{path} cannot be read ({error}); delete it to run its cell again.'
+    ) from None
 
 
 def _prepare(job):

@@ -51,6 +51,8 @@ class Pool:
     An answer is {'status': 'ok'} or {'status': 'failed', 'error': one line}.
     """
     ready = {key.data for key, _ in self._selector.select(timeout_s)}
+    for index in ready - self._busy:
+      self._drop(index)  # it died idle; its closed pipe would always be ready
     # A dead worker's pipe stays open while a process that it forked lives.
     dead = {i for i in self._busy if self._workers[i].poll() is not None}
     return [(i, self._answer(i)) for i in sorted((ready | dead) & self._busy)]

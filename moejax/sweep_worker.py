@@ -7,6 +7,7 @@ When the input closes, the parent is gone and the process ends at once, so that
 no cell is ever trained by two processes.
 """
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -25,6 +26,7 @@ def main(argv):
   if cpus and hasattr(os, 'sched_setaffinity'):
     # Before jax is imported: it sizes its thread pools by this.
     os.sched_setaffinity(0, [int(cpu) for cpu in cpus])
+  faulthandler.enable()  # a crash in compiled code leaves its stack in the log
   answers = os.fdopen(os.dup(1), 'w')
   cells = queue.SimpleQueue()
   threading.Thread(target=_listen, args=(cells,), daemon=True).start()
