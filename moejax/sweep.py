@@ -182,10 +182,10 @@ def _run_all(waiting, rows, train, jobs, log):
     return
   total = len(waiting)
   pool = Pool(train, min(jobs, total))
+  running = {}
   with Status([job.cost for job in waiting], log) as status, _sigterm_raises():
     try:
-      waiting = list(reversed(waiting))
-      running = {}
+      waiting.reverse()
       while waiting or running:
         while waiting and pool.has_idle():
           job = waiting.pop()
@@ -198,16 +198,26 @@ def _run_all(waiting, rows, train, jobs, log):
           status.finish(row, job.cost, time.monotonic() - start_s)
         status.refresh(len(running))
     except KeyboardInterrupt:
-      pool.stop()
-      done = total - len(waiting) - len(running)
-      log(
-        f'Stopped with {done} of {total} cells run. Run the same command again '
-        'to resume: finished cells are skipped, cut ones go on from their '
-        'last checkpoint.'
-      )
+      log('Stopping: cells in progress may save; interrupt again to cut them.')
+      try:
+        pool.stop()
+      finally:
+        _forget_errors(running)
+        done = total - len(waiting) - len(running)
+        log(
+          f'Stopped with {done} of {total} cells run. Run the same command '
+          'again to resume: finished cells are skipped, cut ones go on from '
+          'their last checkpoint.'
+        )
       raise
     finally:
       pool.stop()
+
+
+def _forget_errors(running):
+  """Removes what cells wrote when they were told to stop: none has failed."""
+  for job, _ in running.values():
+    (job.folder / 'error.txt').unlink(missing_ok=True)
 
 
 def _row(job, answer):

@@ -60,7 +60,7 @@ def _run(train_path, folder):
       folder / 'result.json', files.dumps(row, indent=2) + '\n'
     )
     return {'status': 'ok'}
-  except (Exception, SystemExit) as error:
+  except BaseException as error:  # also SystemExit and KeyboardInterrupt
     files.write_atomic(folder / 'error.txt', traceback.format_exc())
     line = ' '.join(f'{type(error).__name__}: {error}'.split())
     return {'status': 'failed', 'error': line}

@@ -21,7 +21,7 @@ from moejax import config_io, hyper, sweep, sweep_pool, sweep_status
 # What a worker trains: it counts its calls, waits for a file where it is told
 # to, and resumes from its own 'checkpoint'.
 FAKE_TRAIN = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 
 def run(config, workdir):
   folder = pathlib.Path(workdir)
@@ -40,6 +40,12 @@ def run(config, workdir):
   if config.act == 'list':
     return [1]
   if config.act == 'wait' and not (folder / 'checkpoint').exists():
+    if config.saves:
+      def save(*arguments):
+        time.sleep(0.3)
+        (folder / 'checkpoint').write_text('step 6')
+        raise RuntimeError('saved and stopped')
+      signal.signal(signal.SIGTERM, save)
     (folder / 'checkpoint').write_text('step 5')
     time.sleep(600)
   return {
@@ -56,6 +62,7 @@ def run(config, workdir):
 BASE = {
   'width': 1,
   'act': 'ok',
+  'saves': False,
   'betas': (0.9, 0.95),
   'labels': {'cost': 1.0},
 }
@@ -208,19 +215,21 @@ PARENT = """
 import sys
 import ml_collections
 from moejax import hyper, sweep
+def say(line):
+  print(line, flush=True)
 try:
   sweep.run(
     hyper.cells([{'width': 2}, {'act': 'wait'}, {'width': 3}]),
-    ml_collections.ConfigDict(%r), sys.argv[1], 'fake_train.run')
+    ml_collections.ConfigDict(%r), sys.argv[1], 'fake_train.run', log=say)
 except KeyboardInterrupt:
   sys.exit(143)
 """
 
 
-def _start_and_wait_for_second_cell(workdir):
+def _start_and_wait_for_second_cell(workdir, base=BASE):
   paths = os.pathsep.join([*sys.path, os.getcwd()])
   parent = subprocess.Popen(
-    [sys.executable, '-c', textwrap.dedent(PARENT % BASE), str(workdir)],
+    [sys.executable, '-c', textwrap.dedent(PARENT % base), str(workdir)],
     env={**os.environ, 'PYTHONPATH': paths},
     stdout=subprocess.PIPE,
     text=True,
@@ -319,6 +328,20 @@ def test_time_left_weighs_cells_by_cost(monkeypatch, costs, left):
   with sweep_status.Status(costs, lines.append) as status:
     status.finish({'name': 'a', 'status': 'ok'}, 1.0, 10.0)
   assert lines == [f'[1/2] a ok (10s), {left}']
+
+
+def test_cells_that_are_stopped_may_save_and_have_not_failed(tmp_path):
+  saves = {**BASE, 'saves': True}
+  parent, worker = _start_and_wait_for_second_cell(tmp_path, saves)
+  start_s = time.monotonic()
+  parent.terminate()
+  parent.communicate(timeout=20)
+  # It waits for the save, but not for its whole grace of 30 s.
+  assert 0.3 < time.monotonic() - start_s < 10
+  _until(lambda: _gone(worker))
+  folder = tmp_path / 'cells' / 'act=wait'
+  assert (folder / 'checkpoint').read_text() == 'step 6'
+  assert not (folder / 'error.txt').exists()
 
 
 def test_csv_has_flat_columns_and_the_failed_rows(tmp_path):
