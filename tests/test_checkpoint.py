@@ -105,7 +105,7 @@ def test_round_trip_is_bitwise_with_iterator_and_key(tmp_path):
 
 
 def test_values_are_those_at_save_even_if_buffers_are_donated(tmp_path):
-  state = {'w': jnp.arange(1 << 18, dtype=jnp.float32)}
+  state = {'w': jnp.arange(1 << 22, dtype=jnp.float32)}
   want = _bytes(state)
   bump = jax.jit(lambda tree: {'w': tree['w'] + 1}, donate_argnums=0)
   with checkpoint.Checkpoints(tmp_path) as steps:
