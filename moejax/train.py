@@ -137,7 +137,7 @@ class Run:
         check_tokens(host, self.parts.model.vocab)
         batch = sharding.put_batch(host, self.parts.batch_sharding)
         now, values = self.step(now, batch)
-        if index % config.log.every_steps == 0 or index in (first + 1, total):
+        if index % config.log.every_steps == 0 or index in (1, total):
           row = meter.read(index, values)
           self._check_divergence(index, row)
           if self._evaluates(index):
