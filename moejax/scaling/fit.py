@@ -295,27 +295,37 @@ def bootstrap(
   *,
   draws: int = 300,
   seed: int = 0,
-  noise: np.ndarray | None = None,
 ) -> Fit:
   """The fit with residual-bootstrap refits added.
 
   Each draw multiplies the fitted losses by exp(residual), residuals being
   drawn with replacement after centring and inflation by sqrt(n / (n - free)),
-  and refits from the solution. The design (sizes, budgets) stays fixed.
-
-  Args:
-    noise: log residuals to draw from instead of the fit's own.
+  and refits from the solution. The design (sizes, budgets) stays fixed. Each
+  draw has one scale of the noise (`noise_scales`). A fit with as many
+  parameters as runs comes back without draws.
   """
   rng = np.random.default_rng(seed)
   predicted = fit.predict(covariates)
-  pool = centred(fit.residuals, fit.free) if noise is None else noise
+  pool = centred(fit.residuals, fit.free)
   if pool is None or draws == 0:
     return fit
-  picks = rng.choice(pool, (draws, len(predicted)))
+  scales = noise_scales(rng, len(pool) - fit.free, draws)
+  picks = scales * rng.choice(pool, (draws, len(predicted)))
   rows = [
     refit(fit, covariates, losses) for losses in predicted * np.exp(picks)
   ]
   return dataclasses.replace(fit, draws=np.array(rows))
+
+
+def noise_scales(
+  rng: np.random.Generator, freedom: int, draws: int
+) -> np.ndarray:
+  """Scales of the noise relative to its estimate, `[draws, 1]`.
+
+  sqrt(freedom / chi-square): an estimate from few degrees of freedom may be far
+  too small, and intervals widen as Student's t does beside the normal.
+  """
+  return np.sqrt(freedom / rng.chisquare(freedom, (draws, 1)))
 
 
 def centred(residuals: np.ndarray, free: int) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from moejax.scaling import fit
 from moejax.scaling.runs import Run
 
 FLAT_FRAC = 1e-3
@@ -187,15 +188,21 @@ def with_draws(
   """The parabolas with residual-bootstrap draws of their vertices.
 
   Losses are redrawn around the fitted curves from `residual_pool`; sizes and
-  budgets stay. Without any residual the parabolas come back unchanged.
+  budgets stay. Each draw has one scale of the noise, itself uncertain for few
+  residuals (`fit.noise_scales`). Without any residual the parabolas come back
+  unchanged.
   """
   pool = residual_pool(fitted)
   if pool is None or draws == 0:
     return list(fitted)
   rng = np.random.default_rng(seed)
+  freedom = sum(
+    max(0, len(p.runs) - 3) for p in fitted if p.coefficients is not None
+  )
+  scales = fit.noise_scales(rng, freedom, draws)
   out = []
   for one in fitted:
-    picks = 1 + rng.choice(pool, (draws, len(one.runs)))
+    picks = 1 + scales * rng.choice(pool, (draws, len(one.runs)))
     out.append(dataclasses.replace(one, draws=_redraw(one, picks)))
   return out
 

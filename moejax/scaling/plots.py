@@ -1,4 +1,4 @@
-"""Pictures of a scaling analysis, as matplotlib figures without global state."""
+"""Pictures of a scaling analysis, as figures without global state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import (
+  FixedLocator,
+  FuncFormatter,
+  LogLocator,
+  NullLocator,
+)
 
 from moejax.scaling import page
 from moejax.scaling.analysis import Analysis
@@ -79,27 +84,56 @@ def power_label(value: float) -> str:
 
 
 def log_axis(axis, low: float, high: float, label=page.count) -> None:
-  """Ticks at 1 (2, 5) times powers of ten, as many as the range can carry."""
+  """Labelled ticks on a log axis, as many as the range can carry."""
   decades = math.log10(high / low)
-  if decades < 0.75:
-    steps = (1, 1.5, 2, 3, 4, 5, 6, 8)
+  if decades < 1.1:
+    axis.set_major_locator(FixedLocator(_round_ticks(low, high)))
   else:
     steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
-  axis.set_major_locator(LogLocator(subs=steps, numticks=20))
+    axis.set_major_locator(LogLocator(subs=steps, numticks=20))
   axis.set_major_formatter(FuncFormatter(lambda v, _: label(v)))
-  axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=20))
-  axis.set_minor_formatter(NullFormatter())
+  axis.set_minor_locator(NullLocator())
+
+
+def _round_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+  """Round numbers about evenly spaced on a log axis of about a decade."""
+  ratio = (high / low) ** (1 / wanted)
+  out = []
+  value = low
+  while value <= high:
+    # The roundest number in the half step around the wanted place.
+    for digits in (1, 2, 3):
+      unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+      tick = round(value / unit) * unit
+      near = ratio**-0.3 < tick / value < ratio**0.3
+      if near and low <= tick <= high:
+        break
+    if low <= tick <= high and (not out or tick > out[-1] * 1.001):
+      out.append(tick)
+    value *= ratio
+  return out
 
 
 def _logged(axes, which: str, values, margin: float = 0.06, label=page.count):
   """A log axis around `values`, with a margin as a share of the range."""
   values = np.asarray([v for v in values if np.isfinite(v) and v > 0])
   low, high = np.log(values.min()), np.log(values.max())
-  pad = max(margin * (high - low), 0.08)
+  pad = max(margin * (high - low), 0.03)
   low, high = np.exp(low - pad), np.exp(high + pad)
   getattr(axes, f'set_{which}scale')('log')
   getattr(axes, f'set_{which}lim')(low, high)
   log_axis(getattr(axes, f'{which}axis'), low, high, label)
+
+
+def _compute_axis(axes, a: Analysis) -> None:
+  """A log axis of training FLOPs with ticks at the budgets."""
+  flops = [p.flops for p in a.parabolas]
+  wide = [min(flops) / 1.2, max(flops) * 1.2]
+  _logged(axes, 'x', wide, 0.04, power_label)
+  if len(a.budgets) <= 6:
+    axes.set_xticks(a.budgets, [power_label(b) for b in a.budgets])
+    axes.minorticks_off()
+  axes.set_xlabel('training compute C (FLOPs)')
 
 
 def _plain(value: float) -> str:
@@ -133,7 +167,7 @@ def parabolas(a: Analysis) -> Figure:
   sizes = [r.size for r in a.runs]
   # Room on the right for the budgets.
   _logged(
-    grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.25]
+    grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.15]
   )
   for axes in grid[len(a.variants) :]:
     axes.set_visible(False)
@@ -182,7 +216,7 @@ def _parabola_keys():
            label='vertex'),
     Line2D([], [], marker='o', ls='--', color=grey, mfc='white',
            label='flagged (see table)'),
-    Line2D([], [], ls='', label='label: training FLOPs'),
+    Line2D([], [], ls='', label='labels: training FLOPs'),
   ]  # fmt: skip
 
 
@@ -216,9 +250,8 @@ def frontiers(a: Analysis) -> Figure:
       label = f'{variant}:  {_law_text(a.frontiers[variant].fit.theta)}'
       _band(axes, a.frontiers[variant], hue)
     axes.plot([], [], marker, ls='-', color=hue, ms=6, label=label)
-  _logged(axes, 'x', [p.flops for p in a.parabolas], 0.1, power_label)
+  _compute_axis(axes, a)
   _logged(axes, 'y', [r.loss for r in a.runs], 0.08, _plain)
-  axes.set_xlabel('training compute C (FLOPs)')
   axes.set_ylabel('validation loss (nats per token)')
   axes.legend(loc='upper right')
   return figure
@@ -279,7 +312,6 @@ def leverage(a: Analysis) -> Figure:
   ratios = sorted({l.activation for l in shown})
   _logged(axes, 'x', ratios or [0.1, 1], 0.08)
   _logged(axes, 'y', values, 0.08, lambda v: f'{v:.3g}×')
-  axes.minorticks_off()
   axes.set_xticks(ratios, [_ratio(r) for r in ratios])
   axes.set_xlabel('activation ratio (active / total experts)')
   axes.set_ylabel(f'efficiency leverage (compute of {a.dense} / own)')
@@ -320,9 +352,8 @@ def allocation(a: Analysis) -> Figure:
         _band(axes, law, hue)
         label = f'{variant}:  $C^{{{law.fit.theta["a"]:.2f}}}$'
       axes.plot([], [], marker, ls='-' if law else '', color=hue, label=label)
-    _logged(axes, 'x', [p.flops for p in a.parabolas], 0.1, power_label)
+    _compute_axis(axes, a)
     _logged(axes, 'y', values, 0.25)
-    axes.set_xlabel('training compute C (FLOPs)')
     axes.set_ylabel(f'best {words}')
     axes.legend(loc='upper left')
   return figure
@@ -364,21 +395,26 @@ def residuals(a: Analysis) -> Figure:
       xycoords=('axes fraction', 'data'), textcoords='offset points',
       fontsize=8.5, color='#566173',
     )  # fmt: skip
-  _logged(right, 'x', [p.flops for p in a.parabolas], 0.1, power_label)
-  right.set_xlabel('training compute C (FLOPs)')
+  _compute_axis(right, a)
   right.set_ylabel('prediction error (% of measured loss)')
   return figure
 
 
 def _points(a: Analysis, variant: str):
-  """Measured, predicted, FLOPs and whether fitted: all runs, then held out."""
+  """Measured, predicted, FLOPs and whether fitted: all runs, then held out.
+
+  FLOPs are shifted by variant, and again for held-out runs, so that no point
+  hides another.
+  """
   mine = [r for r in a.runs if r.variant == variant]
+  beside = 1.035 ** (a.variants.index(variant) - (len(a.variants) - 1) / 2)
   if variant in a.surfaces:
     measured = np.array([r.loss for r in mine])
     predicted = measured / np.exp(a.surfaces[variant][0].residuals)
-    yield measured, predicted, np.array([r.flops for r in mine]), True
+    flops = beside * np.array([r.flops for r in mine])
+    yield measured, predicted, flops, True
   for held in a.held_out:
     if held.variant == variant:
-      # Beside the fitted points, so that neither hides the other.
-      flops = np.array([r.flops for r in held.runs]) * 1.06
+      shift = beside * 1.035 ** len(a.variants)
+      flops = shift * np.array([r.flops for r in held.runs])
       yield held.actual, held.predicted, flops, False

@@ -19,7 +19,9 @@ METHOD = (
   'the L* of each variant. Intervals: residual bootstrap, percentiles; for '
   'vertices, frontier, allocation and leverage the residuals are pooled over '
   'all parabolas after scaling by leverage, for surfaces they are those of '
-  'the fit, scaled by sqrt(n / (n - p)).'
+  'the fit, scaled by sqrt(n / (n - p)). Each draw scales its noise by '
+  'sqrt(freedom / chi-square), which widens intervals from few residuals as '
+  "Student's t does."
 )
 
 

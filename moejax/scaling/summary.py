@@ -34,9 +34,9 @@ def _coverage(a: Analysis) -> str:
   if len(budgets) > 1:
     spread = f'{spread} to {number(budgets[-1], 2)}'
   text = (
-    f'{len(a.runs)} of {total} runs were fitted: {_plural(a.variants, "variant")}'
-    f' ({", ".join(a.variants)}) at {_plural(budgets, "budget")} of {spread} '
-    'training FLOPs.'
+    f'{len(a.runs)} of {total} runs were fitted: '
+    f'{_plural(a.variants, "variant")} ({", ".join(a.variants)}) '
+    f'at {_plural(budgets, "budget")} of {spread} training FLOPs.'
   )
   if a.excluded:
     text += (

@@ -20,7 +20,11 @@ def run_table(a: Analysis) -> page.Table:
     'D / N', 'FLOPs spent', 'loss', 'train loss', 'seed', 'seconds', 'tokens/s',
   )  # fmt: skip
   rows = []
-  for r in sorted(a.runs, key=lambda r: (r.budget, a.variants.index(r.variant), r.size, r.seed)):  # fmt: skip
+  order = {variant: place for place, variant in enumerate(a.variants)}
+  ordered = sorted(
+    a.runs, key=lambda r: (r.budget, order[r.variant], r.size, r.seed)
+  )
+  for r in ordered:
     rows.append((
       r.name, r.variant, number(r.budget, 3), count(r.size),
       count(_float(r.row.get('params_total'))), count(r.tokens),
