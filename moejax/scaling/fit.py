@@ -37,12 +37,12 @@ class Fit:
     restarts, agreeing: optimisations run, and how many of them ended within
       1e-6 (relative) of the best objective.
     warnings: what not to trust about this fit.
+    delta: where the Huber loss turns linear; None for variable projection.
     draws: bootstrap refits, `[draws, parameters]` in the order of
       `form.parameters`, or None.
   """
 
   form: forms.PowerSum
-  method: str
   theta: dict[str, float]
   pinned: dict[str, float]
   objective: float
@@ -50,7 +50,15 @@ class Fit:
   restarts: int
   agreeing: int
   warnings: tuple[str, ...]
+  delta: float | None = None
   draws: np.ndarray | None = None
+
+  @property
+  def method(self) -> str:
+    """How it was fitted, in words."""
+    if self.delta is None:
+      return 'variable projection'
+    return f'Huber {self.delta:g}'
 
   @property
   def free(self) -> int:
@@ -96,7 +104,6 @@ def varpro(
   agreeing = _agreeing([end[1] for end in ends], objective, problem.floor)
   return Fit(
     form,
-    'variable projection',
     theta,
     problem.pinned,
     objective,
@@ -155,8 +162,11 @@ class _Projected:
     found, norm = scipy.optimize.nnls(np.stack(columns, 1), target)
     return found * np.exp(-np.array(offsets)), norm**2
 
-  def search(self, start) -> tuple[np.ndarray, float]:
-    """Exponents that end a simplex search from `start`, and the objective."""
+  def search(self, start, tolerance=1e-7) -> tuple[np.ndarray, float]:
+    """Exponents that end a simplex search from `start`, and the objective.
+
+    `tolerance` is of log exponents, its square of the objective.
+    """
     low, high = np.log(EXPONENT_RANGE)
 
     def objective(log_exponents):
@@ -168,7 +178,7 @@ class _Projected:
       objective,
       np.log(start),
       method='Nelder-Mead',
-      options=dict(xatol=1e-7, fatol=1e-15, maxiter=600),
+      options=dict(xatol=tolerance, fatol=tolerance**2, maxiter=600),
     )
     exponents = np.exp(np.clip(end.x, low, high))
     return exponents, self.solve(exponents)[1]
@@ -189,7 +199,7 @@ def huber(
   loss: np.ndarray,
   *,
   delta: float = 1e-3,
-  starts: int | None = 192,
+  starts: int | None = 96,
   seed: int = 0,
 ) -> Fit:
   """Sum of Huber losses of log errors, by L-BFGS from many starts.
@@ -231,7 +241,6 @@ def huber(
     warnings += ('stopped early: a continued search still improves',)
   return Fit(
     form,
-    f'Huber {delta:g}',
     theta,
     {},
     float(polished.fun),
@@ -239,6 +248,7 @@ def huber(
     len(grid),
     agreeing,
     warnings,
+    delta,
   )
 
 
@@ -289,90 +299,19 @@ def _huber_theta(form, x) -> dict[str, float]:
   return dict(zip(form.parameters, map(float, values), strict=True))
 
 
-def bootstrap(
-  fit: Fit,
-  covariates: forms.Covariates,
-  *,
-  draws: int = 300,
-  seed: int = 0,
-) -> Fit:
-  """The fit with residual-bootstrap refits added.
-
-  Each draw multiplies the fitted losses by exp(residual), residuals being
-  drawn with replacement after centring and inflation by sqrt(n / (n - free)),
-  and refits from the solution. The design (sizes, budgets) stays fixed. Each
-  draw has one scale of the noise (`noise_scales`). A fit with as many
-  parameters as runs comes back without draws.
-  """
-  rng = np.random.default_rng(seed)
-  predicted = fit.predict(covariates)
-  pool = centred(fit.residuals, fit.free)
-  if pool is None or draws == 0:
-    return fit
-  scales = noise_scales(rng, len(pool) - fit.free, draws)
-  picks = scales * rng.choice(pool, (draws, len(predicted)))
-  rows = [
-    refit(fit, covariates, losses) for losses in predicted * np.exp(picks)
-  ]
-  return dataclasses.replace(fit, draws=np.array(rows))
-
-
-def noise_scales(
-  rng: np.random.Generator, freedom: int, draws: int
-) -> np.ndarray:
-  """Scales of the noise relative to its estimate, `[draws, 1]`.
-
-  sqrt(freedom / chi-square): an estimate from few degrees of freedom may be far
-  too small, and intervals widen as Student's t does beside the normal.
-  """
-  return np.sqrt(freedom / rng.chisquare(freedom, (draws, 1)))
-
-
-def centred(residuals: np.ndarray, free: int) -> np.ndarray | None:
-  """Residuals made to have the variance of the noise; None without freedom."""
-  count = len(residuals)
-  if count <= free:
-    return None
-  return (residuals - residuals.mean()) * np.sqrt(count / (count - free))
-
-
 def refit(fit: Fit, covariates: forms.Covariates, loss: np.ndarray) -> list:
   """Parameters refitted to other losses, searching from the solution."""
-  if fit.method == 'variable projection':
+  if fit.delta is None:
     problem = _Projected.of(fit.form, covariates, loss, None, fit.pinned)
     start = np.array([fit.theta[p] for p in fit.form.exponents])
-    theta = problem.theta(problem.search(start)[0])
+    # Far finer than the spread of the draws.
+    theta = problem.theta(problem.search(start, tolerance=1e-5)[0])
   else:
-    delta = float(fit.method.split()[1])
     linear = [np.log(max(fit.theta[k], 1e-300)) for k in fit.form.linear]
     start = np.array(linear + [fit.theta[p] for p in fit.form.exponents])
-    end = _lbfgs(fit.form.design(covariates), np.log(loss), delta, start)
+    end = _lbfgs(fit.form.design(covariates), np.log(loss), fit.delta, start)
     theta = _huber_theta(fit.form, end.x)
   return [theta[name] for name in fit.form.parameters]
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-  """Bootstrap standard error and percentile intervals of one number."""
-
-  error: float
-  low80: float
-  high80: float
-  low95: float
-  high95: float
-
-
-def interval(draws: np.ndarray | None) -> Interval | None:
-  """Percentile intervals of finite draws, `[draws]`; None for under 20."""
-  if draws is None:
-    return None
-  draws = np.asarray(draws, float)
-  finite = draws[np.isfinite(draws)]
-  if len(finite) < 20:
-    return None
-  low95, low80, high80, high95 = np.percentile(finite, [2.5, 10, 90, 97.5])
-  ends = map(float, (low80, high80, low95, high95))
-  return Interval(float(finite.std()), *ends)
 
 
 def _check(form, loss, pinned):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moejax.scaling import fit
+from moejax.scaling import resample
 from moejax.scaling.runs import Run
 
 FLAT_FRAC = 1e-3
@@ -189,7 +189,7 @@ def with_draws(
 
   Losses are redrawn around the fitted curves from `residual_pool`; sizes and
   budgets stay. Each draw has one scale of the noise, itself uncertain for few
-  residuals (`fit.noise_scales`). Without any residual the parabolas come back
+  residuals (`resample.noise_scales`). Without any residual the parabolas come back
   unchanged.
   """
   pool = residual_pool(fitted)
@@ -199,7 +199,7 @@ def with_draws(
   freedom = sum(
     max(0, len(p.runs) - 3) for p in fitted if p.coefficients is not None
   )
-  scales = fit.noise_scales(rng, freedom, draws)
+  scales = resample.noise_scales(rng, freedom, draws)
   out = []
   for one in fitted:
     picks = 1 + scales * rng.choice(pool, (draws, len(one.runs)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moejax.scaling import fit, forms
+from moejax.scaling import fit, forms, resample
 from moejax.scaling.isoflop import Parabola
 
 # Below this many budgets an asymptote cannot be told from an exponent.
@@ -51,7 +51,7 @@ class Leverage:
   loss: float
   value: float | None
   dense_flops: float | None
-  interval: fit.Interval | None
+  interval: resample.Interval | None
   notes: tuple[str, ...]
 
 
@@ -189,6 +189,6 @@ def _leverage(one: Parabola, dense: str, law: Law) -> Leverage:
     one.loss,
     reached / one.flops if finite else None,
     reached if finite else None,
-    fit.interval(drawn),
+    resample.interval(drawn),
     tuple(notes),
   )

@@ -11,14 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-  FixedLocator,
-  FuncFormatter,
-  LogLocator,
-  NullLocator,
-)
 
-from moejax.scaling import page
+from moejax.scaling import ticks
 from moejax.scaling.analysis import Analysis
 
 # Told apart with any colour vision; dense is the darkest.
@@ -75,63 +69,13 @@ def _shade(colour: str, depth: float) -> tuple:
   return tuple(1 - (1 - rgb) * (0.35 + 0.65 * depth))
 
 
-def power_label(value: float) -> str:
-  """A number as 3x10^13 in mathtext."""
-  power = math.floor(math.log10(value) + 1e-9)
-  lead = value / 10**power
-  head = '' if abs(lead - 1) < 0.005 else f'{lead:.2g}\\times'
-  return f'${head}10^{{{power}}}$'
-
-
-def log_axis(axis, low: float, high: float, label=page.count) -> None:
-  """Labelled ticks on a log axis, as many as the range can carry."""
-  decades = math.log10(high / low)
-  if decades < 1.1:
-    axis.set_major_locator(FixedLocator(_round_ticks(low, high)))
-  else:
-    steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
-    axis.set_major_locator(LogLocator(subs=steps, numticks=20))
-  axis.set_major_formatter(FuncFormatter(lambda v, _: label(v)))
-  axis.set_minor_locator(NullLocator())
-
-
-def _round_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-  """Round numbers about evenly spaced on a log axis of about a decade."""
-  ratio = (high / low) ** (1 / wanted)
-  out = []
-  value = low
-  while value <= high:
-    # The roundest number in the half step around the wanted place.
-    for digits in (1, 2, 3):
-      unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-      tick = round(value / unit) * unit
-      near = ratio**-0.3 < tick / value < ratio**0.3
-      if near and low <= tick <= high:
-        break
-    if low <= tick <= high and (not out or tick > out[-1] * 1.001):
-      out.append(tick)
-    value *= ratio
-  return out
-
-
-def _logged(axes, which: str, values, margin: float = 0.06, label=page.count):
-  """A log axis around `values`, with a margin as a share of the range."""
-  values = np.asarray([v for v in values if np.isfinite(v) and v > 0])
-  low, high = np.log(values.min()), np.log(values.max())
-  pad = max(margin * (high - low), 0.03)
-  low, high = np.exp(low - pad), np.exp(high + pad)
-  getattr(axes, f'set_{which}scale')('log')
-  getattr(axes, f'set_{which}lim')(low, high)
-  log_axis(getattr(axes, f'{which}axis'), low, high, label)
-
-
 def _compute_axis(axes, a: Analysis) -> None:
   """A log axis of training FLOPs with ticks at the budgets."""
   flops = [p.flops for p in a.parabolas]
   wide = [min(flops) / 1.2, max(flops) * 1.2]
-  _logged(axes, 'x', wide, 0.04, power_label)
+  ticks.logged(axes, 'x', wide, 0.04, ticks.power_label)
   if len(a.budgets) <= 6:
-    axes.set_xticks(a.budgets, [power_label(b) for b in a.budgets])
+    axes.set_xticks(a.budgets, [ticks.power_label(b) for b in a.budgets])
     axes.minorticks_off()
   axes.set_xlabel('training compute C (FLOPs)')
 
@@ -166,7 +110,7 @@ def parabolas(a: Analysis) -> Figure:
     axes.set_title(variant, color=colour[variant])
   sizes = [r.size for r in a.runs]
   # Room on the right for the budgets.
-  _logged(
+  ticks.logged(
     grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.15]
   )
   for axes in grid[len(a.variants) :]:
@@ -203,7 +147,7 @@ def _parabola(axes, one, shade) -> None:
   last = one.sizes[-1]
   height = one.curve(last) if one.coefficients is not None else one.losses[-1]
   axes.annotate(
-    power_label(one.budget), (last, height), xytext=(9, 0),
+    ticks.power_label(one.budget), (last, height), xytext=(9, 0),
     textcoords='offset points', va='center', fontsize=9, color='#1d2430',
   )  # fmt: skip
 
@@ -251,7 +195,7 @@ def frontiers(a: Analysis) -> Figure:
       _band(axes, a.frontiers[variant], hue)
     axes.plot([], [], marker, ls='-', color=hue, ms=6, label=label)
   _compute_axis(axes, a)
-  _logged(axes, 'y', [r.loss for r in a.runs], 0.08, _plain)
+  ticks.logged(axes, 'y', [r.loss for r in a.runs], 0.08, _plain)
   axes.set_ylabel('validation loss (nats per token)')
   axes.legend(loc='upper right')
   return figure
@@ -302,7 +246,7 @@ def leverage(a: Analysis) -> Figure:
       if one.interval is not None:
         ends = [one.interval.low95, one.interval.high95]
         axes.plot([at, at], ends, '-', color=hue, lw=1.1, zorder=3)
-    axes.plot([], [], 'o-', color=hue, label=f'C = {power_label(budget)}')
+    axes.plot([], [], 'o-', color=hue, label=f'C = {ticks.power_label(budget)}')
   axes.axhline(1, color=GUIDE, lw=1, ls=':', zorder=1)
   axes.plot([], [], 'o', color='#566173', mfc='white', label='extrapolated')
   values = [l.value for l in shown] + [1.0]
@@ -310,8 +254,8 @@ def leverage(a: Analysis) -> Figure:
     if one.interval is not None:
       values += [one.interval.low95, one.interval.high95]
   ratios = sorted({l.activation for l in shown})
-  _logged(axes, 'x', ratios or [0.1, 1], 0.08)
-  _logged(axes, 'y', values, 0.08, lambda v: f'{v:.3g}×')
+  ticks.logged(axes, 'x', ratios or [0.1, 1], 0.08)
+  ticks.logged(axes, 'y', values, 0.08, lambda v: f'{v:.3g}×')
   axes.set_xticks(ratios, [_ratio(r) for r in ratios])
   axes.set_xlabel('activation ratio (active / total experts)')
   axes.set_ylabel(f'efficiency leverage (compute of {a.dense} / own)')
@@ -353,7 +297,7 @@ def allocation(a: Analysis) -> Figure:
         label = f'{variant}:  $C^{{{law.fit.theta["a"]:.2f}}}$'
       axes.plot([], [], marker, ls='-' if law else '', color=hue, label=label)
     _compute_axis(axes, a)
-    _logged(axes, 'y', values, 0.25)
+    ticks.logged(axes, 'y', values, 0.25)
     axes.set_ylabel(f'best {words}')
     axes.legend(loc='upper left')
   return figure

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from moejax.scaling import fit
+from moejax.scaling import resample
 from moejax.scaling.analysis import Analysis
 from moejax.scaling.leverage import Leverage
 from moejax.scaling.page import count, number, percent, span
@@ -102,23 +102,25 @@ def _trends(a: Analysis) -> list[str]:
     if variant == a.dense or len(mine) < 2:
       continue
     first, last = mine[0], mine[-1]
-    move = 'grows' if last.value > first.value else 'falls'
     text = (
-      f'{variant}: leverage {move} from {number(first.value, 3)} at '
-      f'{number(first.budget, 2)} to {number(last.value, 3)} at '
+      f'{variant}: leverage {number(first.value, 3)} at '
+      f'{number(first.budget, 2)} and {number(last.value, 3)} at '
       f'{number(last.budget, 2)} FLOPs'
     )
     if _apart(first.interval, last.interval):
-      out.append(f'{text}; the 95 % intervals do not overlap.')
+      move = 'grows' if last.value > first.value else 'falls'
+      out.append(f'{text} FLOPs: it {move}; the 95 % intervals are apart.')
     else:
       out.append(
-        f'{text}; the 95 % intervals overlap, so no trend with compute is '
-        'shown.'
+        f'{text} FLOPs; the 95 % intervals overlap, so no trend with '
+        'compute is shown.'
       )
   return out
 
 
-def _apart(one: fit.Interval | None, other: fit.Interval | None) -> bool:
+def _apart(
+  one: resample.Interval | None, other: resample.Interval | None
+) -> bool:
   if one is None or other is None:
     return False
   return one.high95 < other.low95 or other.high95 < one.low95
@@ -206,7 +208,7 @@ def _asymptotes(a: Analysis) -> list[str]:
     found = methods[0]
     near = None
     if found.draws is not None:
-      near = fit.interval(found.draws[:, found.form.parameters.index('E')])
+      near = resample.interval(found.draws[:, found.form.parameters.index('E')])
     if found.theta['E'] == 0:
       loose.append(f'{variant} (0)')
     elif near is not None and near.high95 - near.low95 > 0.2 * found.theta['E']:
