@@ -56,6 +56,8 @@ class Fit:
   @property
   def method(self) -> str:
     """How it was fitted, in words."""
+    if len(self.form.linear) == 1:
+      return 'line in logs'
     if self.delta is None:
       return 'variable projection'
     return f'Huber {self.delta:g}'
@@ -112,6 +114,38 @@ def varpro(
     agreeing,
     _warnings(form, theta, problem.pinned, loss, agreeing, len(ends)),
   )
+
+
+def line(
+  form: forms.PowerSum,
+  covariates: forms.Covariates,
+  values: np.ndarray,
+  *,
+  weights: np.ndarray | None = None,
+) -> Fit:
+  """Least squares in logs of a law of one term, which is a straight line there.
+
+  Args:
+    weights: of squared log errors, `[runs]`; None is 1 each.
+
+  Raises:
+    FitRefused: for fewer values than parameters, or values not above 0.
+  """
+  values = np.asarray(values, float)
+  if len(form.linear) != 1:
+    raise ValueError(f'{form.equation} has several terms; use varpro.')
+  _check(form, values, {})
+  slopes = form.design(covariates)[:, 0]
+  design = np.concatenate([np.ones((len(values), 1)), slopes], 1)
+  root = np.ones(len(values)) if weights is None else np.sqrt(weights)
+  found = np.linalg.lstsq(
+    design * root[:, None], np.log(values) * root, rcond=None
+  )[0]
+  theta = _exponentiated(form, found)
+  residuals = np.log(values / form(theta, covariates))
+  objective = float(np.sum((root * residuals) ** 2))
+  warnings = _warnings(form, theta, {}, values, 1, 1)
+  return Fit(form, theta, {}, objective, residuals, 1, 1, warnings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +265,7 @@ def huber(
     if abs(x - start) <= 1e-9 * (1 + abs(start))
   ]
   polished = _lbfgs(design, np.log(loss), delta, ends[best].x)
-  theta = _huber_theta(form, polished.x)
+  theta = _exponentiated(form, polished.x)
   agreeing = _agreeing(finals, polished.fun, 1e-12)
   warnings = _warnings(form, theta, {}, loss, agreeing, len(grid))
   if unmoved:
@@ -293,7 +327,7 @@ def _lbfgs(design, log_loss, delta, start):
   )
 
 
-def _huber_theta(form, x) -> dict[str, float]:
+def _exponentiated(form, x) -> dict[str, float]:
   terms = len(form.linear)
   values = [*np.exp(x[:terms]), *x[terms:]]
   return dict(zip(form.parameters, map(float, values), strict=True))
@@ -301,7 +335,9 @@ def _huber_theta(form, x) -> dict[str, float]:
 
 def refit(fit: Fit, covariates: forms.Covariates, loss: np.ndarray) -> list:
   """Parameters refitted to other losses, searching from the solution."""
-  if fit.delta is None:
+  if len(fit.form.linear) == 1:
+    theta = line(fit.form, covariates, loss).theta
+  elif fit.delta is None:
     problem = _Projected.of(fit.form, covariates, loss, None, fit.pinned)
     start = np.array([fit.theta[p] for p in fit.form.exponents])
     # Far finer than the spread of the draws.
@@ -310,7 +346,7 @@ def refit(fit: Fit, covariates: forms.Covariates, loss: np.ndarray) -> list:
     linear = [np.log(max(fit.theta[k], 1e-300)) for k in fit.form.linear]
     start = np.array(linear + [fit.theta[p] for p in fit.form.exponents])
     end = _lbfgs(fit.form.design(covariates), np.log(loss), fit.delta, start)
-    theta = _huber_theta(fit.form, end.x)
+    theta = _exponentiated(fit.form, end.x)
   return [theta[name] for name in fit.form.parameters]
 
 
@@ -342,6 +378,6 @@ def _warnings(form, theta, pinned, loss, agreeing, restarts) -> tuple[str, ...]:
       out.append(f'{name} is 0: its term is unused')
   if len(loss) == len(form.parameters) - len(pinned):
     out.append('as many parameters as runs: no residual is left')
-  if agreeing < max(2, restarts // 20):
+  if restarts > 1 and agreeing < max(2, restarts // 20):
     out.append(f'only {agreeing} of {restarts} restarts agree')
   return tuple(out)

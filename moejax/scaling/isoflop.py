@@ -189,8 +189,8 @@ def with_draws(
 
   Losses are redrawn around the fitted curves from `residual_pool`; sizes and
   budgets stay. Each draw has one scale of the noise, itself uncertain for few
-  residuals (`resample.noise_scales`). Without any residual the parabolas come back
-  unchanged.
+  residuals (`resample.noise_scales`). Without any residual the parabolas come
+  back unchanged.
   """
   pool = residual_pool(fitted)
   if pool is None or draws == 0:

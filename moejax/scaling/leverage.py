@@ -131,7 +131,10 @@ def _law(form, flops, values, drawn, pinned, notes, draws) -> Law:
       f'{len(flops)} usable budgets; a law of compute needs 2 or more.'
     )
   covariates = {'C': flops}
-  found = fit.varpro(form, covariates, values, pinned=pinned)
+  if form is forms.allocation:
+    found = fit.line(form, covariates, values)
+  else:
+    found = fit.varpro(form, covariates, values, pinned=pinned)
   if draws and all(d is not None for d in drawn):
     table = np.stack(drawn, 1)[:draws]
     rows = [fit.refit(found, covariates, row) for row in table]

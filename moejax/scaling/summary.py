@@ -105,7 +105,7 @@ def _trends(a: Analysis) -> list[str]:
     text = (
       f'{variant}: leverage {number(first.value, 3)} at '
       f'{number(first.budget, 2)} and {number(last.value, 3)} at '
-      f'{number(last.budget, 2)} FLOPs'
+      f'{number(last.budget, 2)}'
     )
     if _apart(first.interval, last.interval):
       move = 'grows' if last.value > first.value else 'falls'
