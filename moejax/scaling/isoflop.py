@@ -11,6 +11,8 @@ from moejax.scaling import resample
 from moejax.scaling.runs import Run
 
 FLAT_FRAC = 1e-3
+# Curvature per loss and squared decade below which a parabola is a line.
+LEAST_CURVATURE = 1e-6
 FEW = 'fewer than 4 sizes'
 UNFITTED = 'fewer than 3 sizes: no parabola'
 CONCAVE = 'curvature is not positive'
@@ -101,7 +103,7 @@ def parabola(runs: Sequence[Run]) -> Parabola:
     coefficients = tuple(map(float, found))
     if distinct < 4:
       flags.append(FEW)
-    if coefficients[2] <= 0:
+    if coefficients[2] <= LEAST_CURVATURE * losses.mean():
       flags.append(CONCAVE)
     elif not sizes[0] <= _vertex(coefficients, centre) <= sizes[-1]:
       flags.append(OUTSIDE)
@@ -217,7 +219,7 @@ def _redraw(one: Parabola, noise: np.ndarray) -> Vertex:
   design = _design(sizes, one.centre)
   redrawn = one.curve(sizes) * noise
   c = redrawn @ np.linalg.pinv(design).T
-  curved = c[:, 2] > 0
+  curved = c[:, 2] > LEAST_CURVATURE * one.losses.mean()
   steep = np.where(curved, c[:, 2], 1.0)
   place = np.where(curved, one.centre - c[:, 1] / (2 * steep), np.inf)
   low, high = np.log10(sizes[0]), np.log10(sizes[-1])

@@ -111,7 +111,7 @@ def parabolas(a: Analysis) -> Figure:
   sizes = [r.size for r in a.runs]
   # Room on the right for the budgets.
   ticks.logged(
-    grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.15]
+    grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.2]
   )
   for axes in grid[len(a.variants) :]:
     axes.set_visible(False)
@@ -334,10 +334,9 @@ def residuals(a: Analysis) -> Figure:
   if a.noise is not None:
     wide = 200 * a.noise.deviation
     right.axhspan(-wide, wide, color=GUIDE, alpha=0.18, lw=0, zorder=0)
-    right.annotate(
-      '± 2 seed deviations', (0.02, wide), xytext=(0, 2), va='bottom',
-      xycoords=('axes fraction', 'data'), textcoords='offset points',
-      fontsize=8.5, color='#566173',
+    right.set_title(
+      'grey band: ± 2 standard deviations between seeds',
+      loc='left', fontsize=8.5, fontweight='normal', color='#566173',
     )  # fmt: skip
   _compute_axis(right, a)
   right.set_ylabel('prediction error (% of measured loss)')

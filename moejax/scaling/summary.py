@@ -61,6 +61,8 @@ def _best(a: Analysis) -> str:
     f'loss {number(first.loss)} nats per token at {count(first.size)} '
     f'parameters and {count(first.tokens)} tokens'
   )
+  if not first.usable:
+    text += ' (the least sampled loss: its parabola has no usable vertex)'
   if len(order) == 1:
     return f'{text} (no other variant finished there).'
   second = order[1]
@@ -110,6 +112,8 @@ def _trends(a: Analysis) -> list[str]:
     if _apart(first.interval, last.interval):
       move = 'grows' if last.value > first.value else 'falls'
       out.append(f'{text} FLOPs: it {move}; the 95 % intervals are apart.')
+    elif first.interval is None or last.interval is None:
+      out.append(f'{text} FLOPs; without intervals this is no trend.')
     else:
       out.append(
         f'{text} FLOPs; the 95 % intervals overlap, so no trend with '

@@ -36,7 +36,7 @@ def log_axis(axis, low: float, high: float, label=page.count) -> None:
   """Labelled ticks on a log axis, as many as the range can carry."""
   decades = math.log10(high / low)
   if decades < 0.5:
-    round_ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(
+    round_ticks = MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]).tick_values(
       low, high
     )
     axis.set_major_locator(FixedLocator([t for t in round_ticks if t > 0]))
@@ -53,6 +53,7 @@ def logged(axes, which: str, values, margin: float = 0.06, label=page.count):
   low, high = np.log(values.min()), np.log(values.max())
   pad = max(margin * (high - low), 0.03)
   low, high = np.exp(low - pad), np.exp(high + pad)
-  getattr(axes, f'set_{which}scale')('log')
+  # Limits first: one value alone has no range to scale by itself.
   getattr(axes, f'set_{which}lim')(low, high)
+  getattr(axes, f'set_{which}scale')('log')
   log_axis(getattr(axes, f'{which}axis'), low, high, label)
