@@ -154,6 +154,14 @@ def _add_leverage(out: Analysis) -> None:
         f'{out.dense} has no compute frontier: it needs runs at 2 budgets',
       )
     )
+  elif not out.frontiers[out.dense].falls:
+    out.absent.append(
+      (
+        'efficiency leverage',
+        f'the least loss of {out.dense} does not fall with compute, so its '
+        'compute at a given loss is undefined; use budgets further apart',
+      )
+    )
   else:
     law = out.frontiers[out.dense]
     out.leverages.extend(leverage.leverages(out.parabolas, out.dense, law))

@@ -24,6 +24,13 @@ class Law:
   values: np.ndarray
   notes: tuple[str, ...] = ()
 
+  @property
+  def falls(self) -> bool:
+    """Whether the law changes with compute by more than rounding."""
+    theta = self.fit.theta
+    edge = 1.01 * fit.EXPONENT_RANGE[0]
+    return theta.get('a', 0) > 0 and theta.get('b', 1) > edge
+
   def __call__(self, flops: np.ndarray) -> np.ndarray:
     """The law at `flops`."""
     return self.fit.predict({'C': flops})

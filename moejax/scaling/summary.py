@@ -11,6 +11,9 @@ from moejax.scaling.analysis import Analysis
 from moejax.scaling.leverage import Leverage
 from moejax.scaling.page import count, number, percent, span
 
+# A mean error of the loss below this is not worth a doubt.
+NEGLIGIBLE_FRAC = 1e-3
+
 
 def findings(a: Analysis) -> list[str]:
   """What the sweep says, one sentence or two each."""
@@ -232,8 +235,8 @@ def _biases(a: Analysis) -> list[str]:
   out = []
   for h in a.held_out:
     one_sided = len(h.errors) > 2 and len(set(np.sign(h.errors))) == 1
-    if one_sided and a.noise is not None:
-      one_sided = abs(h.errors.mean()) > a.noise.deviation
+    noise = a.noise.deviation if a.noise else NEGLIGIBLE_FRAC
+    one_sided = one_sided and abs(h.errors.mean()) > noise
     if one_sided:
       side = 'high' if h.errors[0] > 0 else 'low'
       out.append(
