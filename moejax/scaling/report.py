@@ -84,7 +84,7 @@ def _write(path: str, text: str) -> None:
 def _draw(a: analysis.Analysis, folder: str) -> dict[str, str]:
   """Draws what there is to draw; name -> path relative to `folder`."""
   wanted = {'parabolas': plots.parabolas, 'frontiers': plots.frontiers}
-  if any(l.value is not None for l in a.leverages):
+  if any(l.value is not None and l.activation > 0 for l in a.leverages):
     wanted['leverage'] = plots.leverage
   wanted['allocation'] = plots.allocation
   if a.surfaces or a.held_out:
