@@ -54,10 +54,16 @@ def test_flops_are_those_that_xla_counts(ffn):
   assert counted <= xla <= 1.08 * counted
 
 
-def test_a_window_saves_the_flops_outside_it():
-  whole, windowed = (_model(common.dense(64), window=w) for w in (None, 16))
-  saved = whole.flops(LENGTH) - windowed.flops(LENGTH)
-  assert saved == 4 * 64 * (LENGTH - 16) / 2
+def test_attention_pays_for_the_keys_that_are_seen():
+  for window in (None, 16, 200):
+    seen = sum(min(t + 1, window or t + 1) for t in range(LENGTH)) / LENGTH
+    narrow = _model(common.dense(64), window=window).flops(LENGTH)
+    wide = _model(common.dense(64), window=window).flops(2 * LENGTH)
+    projections = 2 * 64 * 16 * (2 * 4 + 2 * 2)
+    rest = projections + 6 * 64 * 64 + 2 * 64 * 97
+    # The count leaves the half key of the diagonal out.
+    assert abs((narrow - rest) / (4 * 64) - seen) <= 0.5
+    assert (wide > narrow) or window == 1
 
 
 def test_parameter_totals_are_those_of_the_arrays():

@@ -52,7 +52,9 @@ class Einsum(nn.Module):
     combine = jnp.einsum(
       'gnke,gnkc,gnk->gnec', expert, place, weights.astype(x_ND.dtype)
     )
+    # A token that goes nowhere may hold anything: 0 * nan would be nan.
     x = x_ND.reshape(groups, group, -1)
+    x = jnp.where(kept.any(-1, keepdims=True), x, 0)
     rows = jnp.einsum('gnec,gnd->egcd', dispatch, x)
     rows = rows.reshape(num_experts, groups * capacity, -1)
     y = experts(Padded(rows)).rows_ECD
