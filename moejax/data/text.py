@@ -197,9 +197,12 @@ class Text:
     )
     if not order.shuffle:
       return stream
+    # A window beyond an epoch would read the same text again to fill itself.
+    epoch_tokens = sum(d.text_bytes + d.count for d in parts)
+    window_tokens = min(self.window_tokens, epoch_tokens)
     return grain.experimental.WindowShuffleIterDataset(
       stream,
-      window_size=max(1, self.window_tokens // order.seq_len),
+      window_size=max(1, window_tokens // order.seq_len),
       seed=order.seed,
     )
 
