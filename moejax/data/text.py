@@ -11,6 +11,7 @@ import numpy as np
 
 from moejax.data import pieces
 from moejax.data.documents import SPLITS, Document, Documents, Source
+from moejax.data.shuffle import Shuffled, shuffle_windows
 from moejax.data.standard_library import StandardLibrary
 from moejax.data.tokenizers import Bytes, Tokenizer
 
@@ -200,11 +201,8 @@ class Text:
     # A window beyond an epoch would read the same text again to fill itself.
     epoch_tokens = sum(d.text_bytes + d.count for d in parts)
     window_tokens = min(self.window_tokens, epoch_tokens)
-    return grain.experimental.WindowShuffleIterDataset(
-      stream,
-      window_size=max(1, window_tokens // order.seq_len),
-      seed=order.seed,
-    )
+    window = max(1, window_tokens // order.seq_len)
+    return shuffle_windows(stream, window, order.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,15 +219,15 @@ def _stream(parts: Sequence, order: _Order) -> grain.IterDataset:
     [grain.MapDataset.source(part) for part in parts]
   )
   if order.shuffle:
-    stream = stream.shuffle(seed=order.seed)
+    stream = Shuffled(stream, order.seed)
   return stream.repeat(order.epochs).to_iter_dataset(_IN_PROCESS)
 
 
 def _mix(seed: int, name: str) -> int:
-  """A seed below 2**31 whose neighbours share no permutation with it.
+  """A seed of its own for a source, below 2**31.
 
-  Grain counts epochs and windows up from the seed, so that epoch 1 of seed 0
-  would be epoch 0 of seed 1.
+  Grain counts batches of bins up from the seed it packs with, so seeds of
+  runs must not be neighbours either.
   """
   entropy = [seed, *name.encode()]
   return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
