@@ -38,7 +38,7 @@ def test_several_shuffled_epochs_hold_every_piece_as_often(
   texts = helpers.random_texts()
   text = data.Text({'a': train_files(texts)}, window_tokens=64, **kwargs)
   found = collections.Counter(
-    helpers.segments(epoch(text, 16, epochs=3, shuffle=True, seed=5))
+    helpers.segments(epoch(text, 16, epochs=3, seeded=True, seed=5))
   )
   once = helpers.expected_segments(texts, 16)
   assert found == once + once + once
@@ -95,3 +95,16 @@ def test_finite_batches_come_in_one_order_whatever_the_seed(
   text = data.Text({'a': train_files(helpers.random_texts())})
   a, b = epoch(text, 16, seed=0), epoch(text, 16, seed=7)
   np.testing.assert_equal(a, b)
+
+
+@BOTH
+def test_the_first_finite_batches_speak_for_the_whole_split(
+  train_files, kwargs
+):
+  text = data.Text(
+    {'a': train_files([b'a' * 8000, b'b' * 8000])}, bins=1, **kwargs
+  )
+  batches = epoch(text, 50)
+  first = np.concatenate([b['tokens'] for b in batches[: len(batches) // 2]])
+  # 160 of 320 pieces without replacement: five standard deviations.
+  assert abs((first == ord('a')).mean() - 0.5) < 0.14
