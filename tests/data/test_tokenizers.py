@@ -24,7 +24,8 @@ def test_a_tokenizer_file_decodes_what_it_encodes(tokenizer_json):
   sample = 'the cat sat on the mat, été </s> and on and on and on'
   ids = text.encode(sample)
   assert text.decode([*ids, text.end]) == sample
-  # Longer than the file's own truncation, shorter than the bytes.
+  # Neither the file's padding to 9 nor its truncation to 4 is applied.
+  assert len(text.encode('cat')) <= 3
   assert 9 < len(ids) < len(sample.encode())
 
 
