@@ -141,6 +141,22 @@ def override(config, overrides):
   return to_config(tree)
 
 
+def lookup(config, path):
+  """The plain value of `config` at a dotted path.
+
+  Raises:
+    ValueError: an unknown path, with the nearest known one.
+  """
+  tree, parents = plain(config), ''
+  steps = _steps(canonical_path(path))
+  for depth, step in enumerate(steps, 1):
+    children = _children(tree)
+    if step not in children:
+      raise ValueError(_unknown(path, parents, tree, steps[depth:]))
+    tree, parents = children[step], _joined(parents, step)
+  return tree
+
+
 def _steps(path):
   found = _STEP.findall(path.removeprefix('config.'))
   return [int(index) if index else key for index, key in found]
