@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import pathlib
 import re
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from moejax import config_io, hyper, run_folder
-from moejax.nearest import nearest
+from moejax.nearest import hint, nearest
 
 MODES = ('train', 'evaluate', 'generate')
 EXAMPLE = '--config=configs/tiny.py'
@@ -40,6 +41,18 @@ same command again goes on from the last checkpoint.
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130 Ctrl-C,
 143 ended by SIGTERM after saving.
 """
+FLAGS = {
+  'config': 'Recipe: a Python file with get_config(). Text after a colon is '
+  'its argument, as in configs/tiny.py:smoke.',
+  'workdir': 'Folder of the run; runs/RECIPE if not given. To evaluate or '
+  'generate, a folder alone is enough: it holds its config.',
+  'mode': f'What to do: {", ".join(MODES[:-1])} or {MODES[-1]}; {MODES[0]} if '
+  'not given.',
+  'prompt': 'Text to continue with --mode=generate; may be repeated; - reads '
+  'it from standard input.',
+  'traceback': 'Shows where in the code an error arose.',
+}
+_INDENT = {'initial_indent': ' ' * 6, 'subsequent_indent': ' ' * 6}
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 
 
@@ -112,11 +125,10 @@ def parse(words: Sequence[str]) -> Command | None:
 
 def help_text() -> str:
   """What --help prints."""
-  values = _flags()
   lines = []
-  for name in ('config', 'workdir', 'mode', 'prompt', 'traceback'):
-    lines += [f'  --{name}', f'      {values[name].help}']
-  return HELP.format(flags='\n'.join(lines))
+  for name, text in FLAGS.items():
+    lines += [f'  --{name}', *textwrap.wrap(text, 74, **_INDENT)]
+  return HELP.format(flags='\n'.join(lines)).rstrip()
 
 
 def default_workdir(path: str, argument: str | None) -> str:
@@ -152,12 +164,12 @@ def load_recipe(path: str) -> Any:
   """
   file = pathlib.Path(path)
   if not file.is_file() or file.suffix != '.py':
-    kind = 'a folder' if file.is_dir() else 'not a Python file'
-    found = file if file.is_dir() else file.parent
-    beside = [str(p) for p in found.glob('*.py') if p.stem != '__init__']
+    kind = 'no Python file' if file.is_file() else 'no file'
+    kind = 'a folder' if file.is_dir() else kind
+    known = map(str, pathlib.Path('configs').rglob('*.py'))
     raise ValueError(
-      f'--config={path!r} is {kind if file.exists() else "no file"}; give the '
-      f'path of a recipe, such as {EXAMPLE} ({nearest(path, beside)}).'
+      f'--config={path!r} is {kind}{hint(path, known)}; give the path of a '
+      f'recipe, such as {EXAMPLE}.'
     )
   spec = importlib.util.spec_from_file_location(f'recipe_{file.stem}', path)
   module = importlib.util.module_from_spec(spec)
@@ -218,31 +230,12 @@ def _parameters(function) -> int:
 def _flags() -> flags.FlagValues:
   """Fresh flags: nothing is shared with what other libraries define."""
   values = flags.FlagValues()
-  shared = {'flag_values': values}
-  flags.DEFINE_string(
-    'config',
-    None,
-    'Recipe, such as configs/tiny.py or, with an argument, '
-    'configs/tiny.py:smoke.',
-    **shared,
-  )
-  flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/<recipe> if not given.', **shared
-  )
-  flags.DEFINE_enum(
-    'mode', 'train', MODES, f'What to do: {", ".join(MODES)}.', **shared
-  )
-  flags.DEFINE_multi_string(
-    'prompt',
-    [],
-    'Text to continue with --mode=generate; may be repeated; - reads it from '
-    'standard input.',
-    **shared,
-  )
-  flags.DEFINE_bool(
-    'traceback', False, 'Shows where in the code an error arose.', **shared
-  )
-  flags.DEFINE_bool('help', False, '', short_name='h', **shared)
+  flags.DEFINE_string('config', None, '', values)
+  flags.DEFINE_string('workdir', None, '', values)
+  flags.DEFINE_enum('mode', MODES[0], MODES, '', values)
+  flags.DEFINE_multi_string('prompt', [], '', values)
+  flags.DEFINE_bool('traceback', False, '', values)
+  flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)
   return values
 
 
@@ -271,9 +264,10 @@ def _read(values: flags.FlagValues, words: Sequence[str]) -> None:
   try:
     stray = values(['moejax', *words])[1:]
   except flags.UnrecognizedFlagError as error:
+    name = error.flagname
     raise ValueError(
-      f'--{error.flagname} is no flag; {nearest(error.flagname, values)}; '
-      'overrides look like --config.train.steps=100.'
+      f'--{name} is no flag; {nearest(name, [*FLAGS, "help"])}; overrides '
+      'look like --config.train.steps=100.'
     ) from error
   except flags.Error as error:
     raise ValueError(f'{error}; see --help.') from error
@@ -282,9 +276,9 @@ def _read(values: flags.FlagValues, words: Sequence[str]) -> None:
       f'stray argument {stray[0]!r}; flags begin with --, and overrides look '
       'like --config.train.steps=100.'
     )
-  for name in values:
+  for name in set(FLAGS) - {'prompt'}:
     flag = values[name]
-    if flag.present > 1 and not flag.multi:
+    if flag.present > 1:
       raise ValueError(
         f'--{name} is given {flag.present} times, last as {flag.value!r}; keep '
         'one.'

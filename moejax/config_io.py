@@ -214,8 +214,10 @@ def _checked(path, old, new):
   if type(old) is float and type(new) is int:
     return float(new)
   kinds = {dict: 'a dict (a node)', int: 'an int', tuple: 'a tuple'}
-  wanted = kinds.get(type(old), f'a {type(old).__name__}')
+  given, wanted = (
+    kinds.get(type(value), f'a {type(value).__name__}') for value in (new, old)
+  )
   raise ValueError(
-    f'{path}={new!r} is {kinds.get(type(new), "a " + type(new).__name__)}, '
-    f'but the field is {wanted} ({old!r}); give {wanted}.'
+    f'config.{path}={new!r} is {given}, but the field is {wanted} '
+    f'({old!r}); give {wanted}.'
   )

@@ -132,7 +132,7 @@ def run_generation(command: Command) -> int:
 
   texts = generate.run(command.config, command.workdir, prompts)
   for prompt, text in zip(prompts, texts, strict=True):
-    print(prompt + text, flush=True)
+    print(readable(prompt + text), flush=True)
   return 0
 
 
@@ -141,7 +141,7 @@ def show(result: Mapping[str, Any]) -> None:
   numbers = {name: v for name, v in result.items() if name != 'sample'}
   print(files.dumps(numbers, indent=2), flush=True)
   if result.get('sample') is not None:
-    print(f'\n{result["sample"]}', flush=True)
+    print(f'\n{readable(result["sample"])}', flush=True)
 
 
 RUNNERS = {
@@ -155,6 +155,13 @@ def tell(error: Exception) -> None:
   """Prints one line that says what is wrong."""
   text = ' '.join(str(error).split()) or type(error).__name__
   print(f'error: {text}', file=sys.stderr, flush=True)
+
+
+def readable(text: str) -> str:
+  """`text` without what would steer a terminal: a model may write anything."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
 
 
 def _stdin() -> str:

@@ -95,6 +95,8 @@ class Run:
   def go(self, sample: bool = False) -> dict[str, Any]:
     """Trains, evaluates, perhaps samples, and returns the result."""
     saving = self.config.checkpoint
+    # Outside of the mesh: the peak is measured on one device.
+    meter = Meter(self.parts, self.costs)
     with (
       sharding.use(self.parts.mesh, self.parts.rules),
       Checkpoints(
@@ -106,7 +108,7 @@ class Run:
       _Termination() as termination,
     ):
       now, first = self._start(checkpoints, writer)
-      meter = Meter(self.parts, self.costs)
+      meter.pause()
       now = self._loop(now, first, checkpoints, writer, termination, meter)
       result = self._result(now, meter)
       if sample:
