@@ -33,6 +33,7 @@ BUDGETS = {
 }
 # Experts at 2 active ones: the activation ratio is 2 / experts.
 EXPERTS = {'dense': None, 'moe 1/4': 8, 'moe 1/16': 32}
+VOCAB = {'cpu': 257, 'pod': 131_072}
 HEAD_DIM = {'cpu': 8, 'pod': 64}
 # Peak learning rate times the square root of the width.
 PEAK = {'cpu': 0.08, 'pod': 0.04}
@@ -67,6 +68,10 @@ def get_config(arg=None):
     config.mesh = dict(data=-1, expert=8)
     config.checkpoint.every_steps = 500
     config.sweep.jobs = 1
+  if arg.smoke:
+    config.train.steps, config.train.budget_flops = 2, None
+    config.optim.schedule.warmup_steps = 1
+    config.evaluate.batches = 2
   return config
 
 
@@ -76,7 +81,7 @@ def get_hyper(hyper, arg=None):
   cells = []
   for variant, num_experts in EXPERTS.items():
     for budget, sizes in BUDGETS[arg.scale].items():
-      for size in sizes:
+      for size in sizes[:1] if arg.smoke else sizes:
         cells += _cell(hyper, arg, variant, num_experts, budget, size)
   return cells
 
@@ -89,7 +94,7 @@ def _cell(hyper, arg, variant, num_experts, budget, size):
     'model': _model(arg.scale, (width, layers), num_experts),
     'losses': {} if num_experts is None else {'load': 0.01, 'z': 0.001},
     'optim.schedule.peak': PEAK[arg.scale] * width**-0.5,
-    'train.budget_flops': budget,
+    'train.budget_flops': None if arg.smoke else budget,
     'labels.variant': variant,
     'labels.budget_flops': budget,
     'labels.activation_ratio': 1.0 if num_experts is None else 2 / num_experts,
@@ -113,7 +118,7 @@ def _model(scale, size, num_experts):
     ffn = common.moe(num_experts, k=2, hidden=width)
   return common.node(
     'model.Model',
-    vocab=257,
+    vocab=VOCAB[scale],
     width=width,
     blocks={'block': common.block(mixer, ffn)},
     pattern=('block',),

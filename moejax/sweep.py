@@ -16,7 +16,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from moejax import config_io, files, hyper
+from moejax import config_io, files, hyper, run_folder
 from moejax.sweep_pool import Pool
 from moejax.sweep_status import Status
 
@@ -123,7 +123,7 @@ def _refuse_other_configs(jobs):
     except ValueError as error:
       problems.append(f'{path} cannot be read: {error}')
       continue
-    lines = config_io.difference(old, config_io.from_json(job.text))
+    lines = run_folder.difference(old, config_io.from_json(job.text))
     if lines:
       changes = ''.join(f'\n  {line}' for line in lines)
       problems.append(f'{job.folder} holds another config:{changes}')
