@@ -25,7 +25,7 @@ def get_config(arg=None):
     repeats=2,
   )
   config.losses = {'load': 0.01, 'z': 0.001}
-  config.optim = common.adamw(3e-3)
+  config.optim = common.adamw(3e-3, warmup_steps=1 if arg.smoke else 20)
   config.train.steps = 2 if arg.smoke else 300
   config.train.batch_size = 8
   config.train.seq_len = 128 if arg.smoke else 256

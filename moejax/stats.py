@@ -16,7 +16,7 @@ ORDER = ('before', 'layers', 'after')
 def by_name(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
   """{name: f32 [L]} of sown scalars, one for each layer that sowed it."""
   return {
-    name: jnp.concatenate([_flat(group) for group in groups])
+    name: _each(lambda value: value, groups)
     for name, groups in _grouped(sown).items()
   }
 
@@ -26,12 +26,12 @@ def names(sown: Mapping[str, Any]) -> set[str]:
   return set(_grouped(sown))
 
 
-def per_layer(sown: Mapping[str, Any]) -> dict[str, tuple[jax.Array, ...]]:
-  """{name: arrays [L, ...]}, one array per group of like layers."""
-  return {
-    name: tuple(_stack(group) for group in groups)
-    for name, groups in _grouped(sown).items()
-  }
+def per_layer(sown: Mapping[str, Any]) -> dict[str, list[list[jax.Array]]]:
+  """{name: groups}: the blocks of a period, each [repeats, ...].
+
+  Blocks may differ in shape, such as in their number of experts.
+  """
+  return _grouped(sown)
 
 
 def merge(total, part, share):
@@ -46,8 +46,8 @@ def merge(total, part, share):
   }
 
 
-def summarise(layers: Mapping[str, tuple[jax.Array, ...]]) -> dict[str, Any]:
-  """Router health, f32 [L] each.
+def summarise(layers: Mapping[str, list[list[jax.Array]]]) -> dict[str, Any]:
+  """Router health, f32 [L] each, in the order of the layers.
 
   `moe/load_max_over_mean` (1 is balanced), `moe/dead_experts` (picked by no
   token), `moe/entropy` (nats) and `moe/dropped_frac`.
@@ -55,21 +55,23 @@ def summarise(layers: Mapping[str, tuple[jax.Array, ...]]) -> dict[str, Any]:
   summary = {}
   for name, groups in layers.items():
     if name == 'counts':
-      mean = [g.mean(-1) for g in groups]
-      peak = [
-        g.max(-1) / jnp.maximum(m, 1e-9)
-        for g, m in zip(groups, mean, strict=True)
-      ]
-      summary['moe/load_max_over_mean'] = jnp.concatenate(peak)
-      dead = [(g == 0).sum(-1) for g in groups]
-      summary['moe/dead_experts'] = jnp.concatenate(dead)
+      summary['moe/load_max_over_mean'] = _each(_peak, groups)
+      summary['moe/dead_experts'] = _each(_dead, groups)
     else:
-      summary[f'moe/{name}'] = jnp.concatenate(groups)
+      summary[f'moe/{name}'] = _each(lambda value: value, groups)
   return summary
 
 
+def _peak(counts_LE):
+  return counts_LE.max(-1) / jnp.maximum(counts_LE.mean(-1), 1e-9)
+
+
+def _dead(counts_LE):
+  return (counts_LE == 0).sum(-1)
+
+
 def _grouped(sown):
-  """{name: groups}; a group is like layers: [leaf per block] of a scan."""
+  """{name: groups}; a group is the blocks of a scan, or one block alone."""
   groups: dict[str, dict[tuple, list]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
     keys = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
@@ -78,22 +80,22 @@ def _grouped(sown):
     block = int(re.fullmatch(r'blocks_(\d+)', keys[1])[1])
     scanned = group == 'layers'
     leaf = leaf if scanned else leaf[None]
-    key = (ORDER.index(group), 0 if scanned else block, leaf.shape)
+    key = (ORDER.index(group), 0 if scanned else block)
     groups.setdefault(name, {}).setdefault(key, []).append((block, leaf))
   return {
     name: [
       [leaf for _, leaf in sorted(found[key], key=lambda pair: pair[0])]
-      for key in sorted(found, key=lambda key: key[:2])
+      for key in sorted(found)
     ]
     for name, found in groups.items()
   }
 
 
-def _stack(group):
-  """Leaves [repeats, ...] of the blocks of a period, to [layers, ...]."""
-  stacked = jnp.stack(group, axis=1)
-  return stacked.reshape(-1, *stacked.shape[2:])
+def _each(reduce, groups):
+  """`reduce` makes [repeats] of each block; all of them, [L]."""
+  return jnp.concatenate([_flat([reduce(b) for b in g]) for g in groups])
 
 
 def _flat(group):
-  return _stack(group).reshape(-1)
+  """The blocks of a period, [repeats] each, to [layers] in their order."""
+  return jnp.stack(group, axis=1).reshape(-1)

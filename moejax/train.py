@@ -102,6 +102,7 @@ class Run:
   def go(self) -> dict[str, Any]:
     """Trains, evaluates, and returns the result."""
     saving = self.config.checkpoint
+    meter = Meter(self.parts, self.costs)  # times one device, so no mesh yet
     with (
       sharding.use(self.parts.mesh, self.parts.rules),
       Checkpoints(
@@ -113,7 +114,7 @@ class Run:
       _Termination() as termination,
     ):
       now, first = self._start(checkpoints, writer)
-      meter = Meter(self.parts, self.costs)
+      meter.pause()
       now = self._loop(now, first, checkpoints, writer, termination, meter)
       return self._result(now, meter)
 
@@ -137,9 +138,12 @@ class Run:
         check_tokens(host, self.parts.model.vocab)
         batch = sharding.put_batch(host, self.parts.batch_sharding)
         now, values = self.step(now, batch)
-        if index % config.log.every_steps == 0 or index in (first + 1, total):
+        logged = index % config.log.every_steps == 0 or index in (1, total)
+        # The first step after a start compiles: it only sets the clock.
+        if logged or index == first + 1:
           row = meter.read(index, values)
           self._check_divergence(index, row)
+        if logged:
           if self._evaluates(index):
             row |= self._evaluate(now, 'validation')
             meter.pause()

@@ -22,6 +22,8 @@ class Mask(nn.Module):
     weights_NE = jnp.einsum(
       'nke,nk->ne', one_hot.astype(jnp.float32), assignment.weights_NK
     )
+    # A token that goes nowhere may hold anything: 0 * nan would be nan.
+    x_ND = jnp.where(one_hot.any((1, 2))[:, None], x_ND, 0)
     every_END = jnp.broadcast_to(x_ND, (num_experts, *x_ND.shape))
     y_END = experts(Padded(every_END)).rows_ECD
     self.sow('stats', 'dropped_frac', jnp.zeros(()))

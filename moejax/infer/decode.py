@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct as struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.build import OWNED_BY_FLAX
 from moejax.model import Model
 from moejax.types import Context
 
@@ -130,11 +133,27 @@ def require_causal(model: Model) -> None:
     ValueError: naming the layer's part and a substitute.
   """
   for path, block, _ in model.layer_paths():
-    router = getattr(getattr(block, 'ffn', None), 'router', None)
-    for part in (block.mixer, router):
-      if part is not None and not getattr(part, 'causal', True):
+    for part in _modules(block):
+      if not getattr(part, 'causal', True):
         raise ValueError(
           f'{path}: {type(part).__name__} sees later tokens, so it cannot '
           'decode; put a causal one in its place with config.infer.overlay, '
           'such as routers.Router.'
         )
+
+
+def _modules(node: Any) -> Iterator[nn.Module]:
+  """A module and all modules in its fields, to any depth."""
+  if isinstance(node, nn.Module):
+    yield node
+    inner = [
+      getattr(node, field.name)
+      for field in dataclasses.fields(node)
+      if field.name not in OWNED_BY_FLAX
+    ]
+  elif isinstance(node, Mapping):
+    inner = list(node.values())
+  else:
+    inner = node if isinstance(node, (list, tuple)) else ()
+  for child in inner:
+    yield from _modules(child)

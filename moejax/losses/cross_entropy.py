@@ -78,6 +78,8 @@ def _scan(hidden, head, targets, weights, chunk_tokens, d_head):
   def step(carry, chunk):
     total, d_head = carry
     x, target, weight = chunk
+    # where, not multiplication: padding may hold anything, even nan.
+    x = jnp.where(weight[..., None] > 0, x, 0)
     logits = jnp.einsum(
       'btd,dv->btv', x, head, preferred_element_type=jnp.float32
     )
@@ -86,8 +88,7 @@ def _scan(hidden, head, targets, weights, chunk_tokens, d_head):
     norm = exp.sum(-1, keepdims=True)
     picked = jnp.take_along_axis(logits, target[..., None], -1)
     nll = (jnp.log(norm) + peak - picked)[..., 0]
-    # where, not multiplication: padding may hold anything.
-    total += jnp.where(weight > 0, nll * weight, 0.0).sum()
+    total += (nll * weight).sum()
     if d_head is None:
       return (total, None), None
     one_hot = target[..., None] == jnp.arange(head.shape[-1])

@@ -137,8 +137,10 @@ class Attention(nn.Module):
     )
 
   def flops(self, width: int, length: int) -> float:
-    """Forward FLOPs per token in sequences of `length`, the causal half."""
+    """Forward FLOPs per token in sequences of `length`, seen keys only."""
     size = self._size(width)
     projections = 2 * width * size * (2 * self.heads + 2 * self.kv_heads)
-    seen = min(length, self.window or length)
-    return projections + 4 * size * self.heads * seen / 2
+    window = min(length, self.window or length)
+    # On average: the first tokens of a sequence see less than the window.
+    seen = window * (1 - window / (2 * length))
+    return projections + 4 * size * self.heads * seen
