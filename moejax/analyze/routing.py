@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 from moejax import stats
 from moejax.model import Model
-from moejax.moe import Moe
 from moejax.types import Chosen, Context
 
+_NAME = 'router_ids'
 
-def choices(
-  model: Model, variables: Any, ctx: Context
-) -> tuple[jax.Array, ...]:
-  """Expert ids that the routers choose, in the order of the layers.
+
+def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
+  """Expert ids that the routers choose.
 
   Args:
     model: any model whose routers make `Chosen` assignments.
@@ -25,36 +24,38 @@ def choices(
     ctx: tokens, int32 [B, T].
 
   Returns:
-    int32 [L, N, K] for each group of like layers; the number of experts
-    stands for "no expert", as at padding.
+    ids_NK int32 of each routed layer, in the order of the layers; the number
+    of experts stands for "no expert", as at padding.
   """
 
   def observe(call, args, kwargs, method):
     result = call(*args, **kwargs)
-    owner = method.module.parent
-    if isinstance(result, Chosen) and isinstance(owner, Moe):
-      # Sown by the composer, into a collection that the scan carries.
-      owner.sow('stats', 'router_ids', result.ids_NK)
+    # Only what the composer calls: a router may hold others.
+    if isinstance(result, Chosen) and method.module.name == 'router':
+      # Into a collection that the scan over layers carries.
+      method.module.sow('stats', _NAME, result.ids_NK)
     return result
 
   with nn.intercept_methods(observe):
     _, written = model.apply(variables, ctx, mutable=['stats'])
-  return stats.per_layer(written['stats']).get('router_ids', ())
+  groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])
+  # A group is the blocks of a period, each [repeats, N, K].
+  return [
+    block[repeat]
+    for group in groups
+    for repeat in range(group[0].shape[0])
+    for block in group
+  ]
 
 
 def counts_by_token(
-  ids_LNK: jax.Array, tokens_BT: jax.Array, vocab: int, num_experts: int
+  ids_NK: jax.Array, tokens_BT: jax.Array, vocab: int, num_experts: int
 ) -> jax.Array:
-  """f32 [L, V, E]: how often each token id went to each expert of a layer.
+  """f32 [V, E]: how often each token id went to each expert.
 
   Its sum over V is the load of each expert.
   """
-  k = ids_LNK.shape[-1]
-  token_R = jnp.repeat(tokens_BT.reshape(-1), k)
-
-  def one(ids_NK):
-    none = jnp.zeros((vocab, num_experts), jnp.float32)
-    # An id of num_experts lies outside and is dropped.
-    return none.at[token_R, ids_NK.reshape(-1)].add(1.0, mode='drop')
-
-  return jax.vmap(one)(ids_LNK)
+  token_R = jnp.repeat(tokens_BT.reshape(-1), ids_NK.shape[-1])
+  zeros = jnp.zeros((vocab, num_experts), jnp.float32)
+  # The id of "no expert" lies outside and is dropped.
+  return zeros.at[token_R, ids_NK.reshape(-1)].add(1.0, mode='drop')
