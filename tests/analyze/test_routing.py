@@ -36,7 +36,7 @@ def case():
   segments[1, 4:] = 0
   positions = np.tile(np.arange(6, dtype=np.int32), (2, 1))
   ctx = Context(tokens, positions, segments)
-  variables = {'params': model.init(jax.random.key(0), ctx)['params']}
+  variables = {'params': jax.jit(model.init)(jax.random.key(0), ctx)['params']}
   ids = routing.choices(model, variables, ctx)
   return model, variables, ctx, ids
 
@@ -77,5 +77,5 @@ def test_a_model_without_routers_has_no_choices(case):
       pattern=('dense',),
     )
   )
-  variables = {'params': model.init(jax.random.key(0), ctx)['params']}
+  variables = {'params': jax.jit(model.init)(jax.random.key(0), ctx)['params']}
   assert routing.choices(model, variables, ctx) == []

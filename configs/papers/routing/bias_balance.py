@@ -18,8 +18,7 @@ Differs:  4 layers of width 192 on bytes; with 500 steps a bias can move by 0.5
 from configs import common
 
 PAPER = dict(
-  title='Auxiliary-Loss-Free Load Balancing Strategy for '
-  'Mixture-of-Experts',
+  title='Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts',
   arxiv='2408.15664',
   mechanisms=(
     'balance.bias_update',
