@@ -28,14 +28,14 @@ SIZES = {
 }
 # Training FLOPs, and which sizes spend them.
 BUDGETS = {
-  'cpu': {5e10: (0, 1, 2, 3), 1.5e11: (1, 2, 3, 4), 4.5e11: (2, 3, 4, 5)},
+  'cpu': {6e10: (0, 1, 2, 3), 1.8e11: (1, 2, 3, 4), 5.4e11: (2, 3, 4, 5)},
   'pod': {2e18: (0, 1, 2, 3), 2e19: (1, 2, 3, 4, 5), 2e20: (3, 4, 5, 6)},
 }
 # Experts at 2 active ones: the activation ratio is 2 / experts.
 EXPERTS = {'dense': None, 'moe 1/4': 8, 'moe 1/16': 32}
-HEAD_DIM = {'cpu': 16, 'pod': 64}
+HEAD_DIM = {'cpu': 8, 'pod': 64}
 # Peak learning rate times the square root of the width.
-PEAK = {'cpu': 0.06, 'pod': 0.04}
+PEAK = {'cpu': 0.08, 'pod': 0.04}
 
 
 def get_config(arg=None):
@@ -50,10 +50,10 @@ def get_config(arg=None):
   config.sweep.jobs = 2
   config.sweep.report = common.node('scaling.report.isoflop')
   if arg.scale == 'cpu':
-    config.train.batch_size = 8
+    config.train.batch_size = 4
     config.train.seq_len = 128
-    config.evaluate.batches = 128
-    config.log.every_steps = 50
+    config.evaluate.batches = 256
+    config.log.every_steps = 100
     config.log.tensorboard = False
   else:
     config.data.sources = {

@@ -1,5 +1,103 @@
-"""Eight host devices for every test, set before JAX initialises."""
+"""Eight host devices for every test, and small things to build."""
 
-import jax
+import os
+import types
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+from configs import common  # noqa: E402
+from moejax.state import context  # noqa: E402
+
+VOCAB = 32
+
+
+def rows(seed, batch=2, length=8, vocab=VOCAB, padding=(0,), document=None):
+  """A batch of packed rows; `padding` tokens end the rows, in turn."""
+  rng = np.random.default_rng(seed)
+  shape = (batch, length)
+  ids = rng.integers(1, vocab, (batch, length + 1), dtype=np.int32)
+  segments = np.zeros(shape, np.int32)
+  positions = np.zeros(shape, np.int32)
+  document = document or length
+  for b in range(batch):
+    place = np.arange(length - padding[b % len(padding)])
+    segments[b, : len(place)] = place // document + 1
+    positions[b, : len(place)] = place % document
+  used = segments > 0
+  return {
+    'tokens': ids[:, :-1] * used,
+    'targets': ids[:, 1:] * used,
+    'segments': segments,
+    'positions': positions,
+  }
+
+
+def model(blocks=None, **fields):
+  """A config node of a model of width 16, by default one sparse block."""
+  return common.node(
+    'model.Model',
+    **dict(
+      dict(
+        vocab=VOCAB,
+        width=16,
+        blocks=blocks or {'sparse': sparse()},
+        pattern=tuple(blocks or ('sparse',)),
+      ),
+      **fields,
+    ),
+  )
+
+
+def sparse(num_experts=4, k=2, hidden=8, **fields):
+  """A block with a mixture of experts."""
+  return common.block(
+    common.attention(2, 1), common.moe(num_experts, k, hidden, **fields)
+  )
+
+
+def dense(hidden=16, **mixer):
+  """A block with a dense feed-forward."""
+  return common.block(common.attention(2, 1, **mixer), common.dense(hidden))
+
+
+def config(**changes):
+  """A config of the small model, 4 steps without warm-up, logged each."""
+  c = common.base()
+  c.model = model()
+  c.losses = {'load': 0.01, 'z': 0.001}
+  c.optim = common.adamw(1e-2, warmup_steps=1)
+  c.train.steps = 4
+  c.train.batch_size = 8
+  c.train.seq_len = 8
+  c.log.every_steps = 1
+  c.log.tensorboard = False
+  c.evaluate.batches = 1
+  for name, value in changes.items():
+    c[name] = value
+  return c
+
+
+@pytest.fixture(scope='session')
+def small():
+  """Builders of small configs and batches."""
+  return types.SimpleNamespace(
+    VOCAB=VOCAB,
+    config=config,
+    context=lambda batch, train=False: context(batch, train),
+    dense=dense,
+    model=model,
+    rows=rows,
+    sparse=sparse,
+  )
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Lets a run believe that there is one device."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)

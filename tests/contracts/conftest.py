@@ -1,0 +1,130 @@
+"""Finds the members of every slot, so that a new one is tested unasked.
+
+A test that takes an argument named like a slot runs once for each member.
+"""
+
+import functools
+import inspect
+
+import flax.linen as nn
+import jax
+import pytest
+
+from moejax import (
+  balance,
+  blocks,
+  build,
+  dispatch,
+  experts,
+  infer,
+  losses,
+  mixers,
+  moe,
+  routers,
+)
+from moejax.types import Chosen
+
+NUM_EXPERTS = 8
+
+
+def required():
+  """What members may ask for; a new field that is required goes here."""
+  return {
+    'num_experts': NUM_EXPERTS,
+    'hidden': 12,
+    'k': 3,
+    'num_groups': 4,
+    'kept_groups': 2,
+    'heads': 4,
+    'kv_heads': 2,
+    'capacity_factor': float(NUM_EXPERTS),  # room for every choice
+    'score': routers.scores.Linear(num_experts=NUM_EXPERTS),
+    'select': routers.select.top_k,
+    'weigh': routers.weigh.softmax,
+    'mixer': mixers.Attention(heads=4, kv_heads=2),
+    'ffn': moe.Dense(experts.Glu(hidden=12)),
+  }
+
+
+def exported(module):
+  """The members of a slot: its `__all__`, or what the module defines."""
+  names = getattr(module, '__all__', None) or [
+    name
+    for name in build.exported(module)
+    if getattr(module, name).__module__ == module.__name__
+  ]
+  found = [getattr(module, name) for name in names]
+  return [member for member in found if callable(member)]
+
+
+def make(member):
+  """The member with every field that it requires."""
+  known = required()
+  if isinstance(member, type):
+    names = [n for n, needed in build.known_fields(member).items() if needed]
+    asked = ('ffn', 'num_experts')
+    names += [n for n in asked if n in build.known_fields(member)]
+    return member(**{name: known[name] for name in set(names)})
+  names = [
+    p.name
+    for p in inspect.signature(member).parameters.values()
+    if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+  ]
+  fields = {name: known[name] for name in names}
+  return functools.partial(member, **fields) if fields else member
+
+
+def _is_term(member):
+  first = next(iter(inspect.signature(member).parameters))
+  return isinstance(member, type) or first == 'assignment'
+
+
+SLOTS = {
+  'affinity': exported(routers.affinities),
+  'balance_term': [m for m in exported(balance) if _is_term(m)],
+  'block': exported(blocks),
+  'chosen_dispatch': [m for m in exported(dispatch) if Chosen in m.accepts],
+  'expert': exported(experts),
+  'loss': exported(losses),
+  'mixer': exported(mixers),
+  'router': [m for m in exported(routers) if isinstance(m, type)],
+  'sampler': exported(infer.sampler),
+  'score': exported(routers.scores),
+  'select': exported(routers.select),
+  'weigh': exported(routers.weigh),
+}
+
+
+def pytest_generate_tests(metafunc):
+  for slot, members in SLOTS.items():
+    if slot in metafunc.fixturenames:
+      assert members, f'no member of {slot} was found'
+      metafunc.parametrize(
+        slot, [pytest.param(make(m), id=m.__name__) for m in members]
+      )
+
+
+class Calls(nn.Module):
+  """Calls a term that may be a function or a module."""
+
+  term: object
+
+  @nn.compact
+  def __call__(self, *args):
+    return self.term(*args)
+
+
+@pytest.fixture
+def num_experts():
+  return NUM_EXPERTS
+
+
+@pytest.fixture
+def call():
+  """`(term, *args) -> value` of a balance term, freshly initialised."""
+
+  def apply(term, *args):
+    variables = Calls(term).init(jax.random.key(0), *args)
+    return Calls(term).apply(variables, *args, mutable=['balance'])[0]
+
+  return apply
