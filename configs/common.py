@@ -66,6 +66,7 @@ def base() -> ConfigDict:
   config.train = ConfigDict(
     dict(
       steps=1000,
+      budget_flops=None,  # instead of steps: training FLOPs to spend
       batch_size=16,  # rows of a step, over all devices and micro-batches
       seq_len=256,
       accumulate=1,  # micro-batches in a step
@@ -146,3 +147,33 @@ def moe(
 def block(mixer: ConfigDict, ffn: ConfigDict) -> ConfigDict:
   """A pre-norm block."""
   return node('blocks.PreNorm', mixer=mixer, ffn=ffn)
+
+
+def baseline(*ffns: ConfigDict, smoke: bool = False) -> ConfigDict:
+  """A config at the size at which mechanisms are compared with each other.
+
+  4 layers of width 192, 500 steps of 4,096 bytes. A feed-forward whose active
+  hidden width is 512 makes 1.6M active parameters, embeddings left out.
+
+  Args:
+    *ffns: feed-forwards of successive layers, repeated; 1, 2 or 4 of them.
+    smoke: two steps on few short rows instead.
+  """
+  config = base()
+  names = tuple(f'block_{i}' for i in range(len(ffns)))
+  blocks = (block(attention(6, 2), ffn) for ffn in ffns)
+  config.model = node(
+    'model.Model',
+    vocab=257,
+    width=192,
+    blocks=dict(zip(names, blocks, strict=True)),
+    pattern=names,
+    repeats=4 // len(ffns),
+  )
+  config.optim = adamw(2e-3, warmup_steps=1 if smoke else 50)
+  config.train.steps = 2 if smoke else 500
+  config.train.batch_size = 4 if smoke else 16
+  config.train.seq_len = 64 if smoke else 256
+  config.evaluate.batches = 2 if smoke else 64
+  config.checkpoint.every_steps = None if smoke else 250
+  return config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
@@ -11,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+
+from moejax.nearest import nearest
 
 OWNED_BY_FLAX = frozenset({'parent', 'name'})
 
@@ -45,7 +46,10 @@ def build(config: Any, path: str = 'config') -> Any:
   target = find(config['kind'], path)
   _check_fields(config['kind'], target, fields, path)
   if isinstance(target, type):
-    return target(**fields)
+    try:
+      return target(**fields)
+    except ValueError as error:
+      raise ConfigError(f'{path}: {error}') from error
   return functools.partial(target, **fields) if fields else target
 
 
@@ -68,7 +72,7 @@ def find(kind: str, path: str = 'config') -> Callable[..., Any]:
         room = '.'.join(names[:depth])
         raise ConfigError(
           f'{path}.kind={kind!r}: moejax.{room} has no {name!r}; '
-          f'{_nearest(name, exported(found))}.'
+          f'{nearest(name, exported(found))}.'
         )
       found = getattr(found, name)
     return found
@@ -110,19 +114,13 @@ def _check_fields(kind, target, fields, path):
   for name in fields:
     if name not in known:
       raise ConfigError(
-        f'{path}.{name}: {kind} has no field {name!r}; {_nearest(name, known)}.'
+        f'{path}.{name}: {kind} has no field {name!r}; {nearest(name, known)}.'
       )
   missing = [n for n, required in known.items() if required and n not in fields]
   if missing:
     raise ConfigError(
       f'{path}: {kind} needs {", ".join(missing)}; add them to the node.'
     )
-
-
-def _nearest(name: str, known) -> str:
-  close = difflib.get_close_matches(name, list(known), n=1)
-  hint = f'did you mean {close[0]!r}? ' if close else ''
-  return f'{hint}known: {", ".join(sorted(known)) or "none"}'
 
 
 def _is_mapping(config: Any) -> bool:

@@ -141,6 +141,22 @@ def override(config, overrides):
   return to_config(tree)
 
 
+def lookup(config, path):
+  """The plain value of `config` at a dotted path.
+
+  Raises:
+    ValueError: an unknown path, with the nearest known one.
+  """
+  tree, parents = plain(config), ''
+  steps = _steps(canonical_path(path))
+  for depth, step in enumerate(steps, 1):
+    children = _children(tree)
+    if step not in children:
+      raise ValueError(_unknown(path, parents, tree, steps[depth:]))
+    tree, parents = children[step], _joined(parents, step)
+  return tree
+
+
 def _steps(path):
   found = _STEP.findall(path.removeprefix('config.'))
   return [int(index) if index else key for index, key in found]
@@ -198,8 +214,10 @@ def _checked(path, old, new):
   if type(old) is float and type(new) is int:
     return float(new)
   kinds = {dict: 'a dict (a node)', int: 'an int', tuple: 'a tuple'}
-  wanted = kinds.get(type(old), f'a {type(old).__name__}')
+  given, wanted = (
+    kinds.get(type(value), f'a {type(value).__name__}') for value in (new, old)
+  )
   raise ValueError(
-    f'{path}={new!r} is {kinds.get(type(new), "a " + type(new).__name__)}, '
-    f'but the field is {wanted} ({old!r}); give {wanted}.'
+    f'config.{path}={new!r} is {given}, but the field is {wanted} '
+    f'({old!r}); give {wanted}.'
   )

@@ -4,13 +4,15 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 
 
 def folder(workdir):
   """The local folder `workdir` as a Path, created if it is missing.
 
   Raises:
-    ValueError: `workdir` is a URL; a mounted path is needed.
+    ValueError: `workdir` is a URL (a mounted path is needed), or cannot be
+      written.
   """
   if '://' in str(workdir):
     raise ValueError(
@@ -18,7 +20,15 @@ def folder(workdir):
       'renamed in place, so give a local or mounted folder.'
     )
   path = pathlib.Path(workdir)
-  path.mkdir(parents=True, exist_ok=True)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f'workdir={str(workdir)!r} cannot be written ({error.strerror}); choose '
+      'another --workdir.'
+    ) from error
   return path
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from moejax import config_io, sharding
 from moejax.build import build
 from moejax.evaluate import restore
-from moejax.infer import decode, pad_prompts
+from moejax.infer import decode, pad_prompts, require_causal
 from moejax.parts import Parts
 
 
@@ -25,11 +25,33 @@ def run(config: ConfigDict, workdir: str, prompts: Sequence[str]) -> list[str]:
   Raises:
     ValueError: if there is no checkpoint, or the model cannot decode.
   """
-  overlay = dict(config.infer.overlay)
-  parts = Parts(config_io.override(config, overlay) if overlay else config)
+  parts = decoding_parts(config)
   with sharding.use(parts.mesh, parts.rules):
     now, _ = restore(parts, workdir)
     return continue_prompts(parts, now.variables, prompts)
+
+
+def sample(parts: Parts, variables) -> str | None:
+  """`config.infer.prompt` with its continuation, for the end of a run.
+
+  None where there is no prompt, the model cannot decode, or its parameters
+  are spread over several processes.
+  """
+  prompt = parts.config.infer.prompt
+  if prompt is None or jax.process_count() > 1:
+    return None
+  parts = decoding_parts(parts.config)
+  try:
+    require_causal(parts.model)
+  except ValueError:
+    return None
+  return prompt + continue_prompts(parts, variables, [prompt])[0]
+
+
+def decoding_parts(config: ConfigDict) -> Parts:
+  """The parts of a config with `config.infer.overlay` laid over it."""
+  overlay = dict(config.infer.overlay)
+  return Parts(config_io.override(config, overlay) if overlay else config)
 
 
 def continue_prompts(

@@ -26,7 +26,7 @@ class Cell(NamedTuple):
 
 def sweep(path, values):
   """One cell for each value of the field at `path`."""
-  if isinstance(values, (str, dict)):
+  if isinstance(values, str) or hasattr(values, 'items'):
     raise ValueError(
       f'sweep({path!r}) got one {type(values).__name__} as its values; wrap '
       f'it in a list: [{values!r}].'

@@ -1,161 +1,171 @@
-r"""Runs a recipe.
-
-  python -m moejax.main --config=configs/scaling.py
-  python -m moejax.main --config=configs/tiny.py --config.train.steps=50
-  python -m moejax.main --config=configs/tiny.py --mode=generate --prompt='def '
-
-A recipe with `get_hyper` is a sweep, any other one a training run. Exit codes:
-0 done, 1 a run or a cell failed, 2 the input is wrong, 143 ended by SIGTERM
-after saving.
-"""
+"""Runs a recipe: `python -m moejax.main --help` says how."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+# jax is imported later, so that a wrong command line is told at once.
+from moejax import command_line, config_io, fields, files, run_folder
+from moejax.command_line import Command
 
-CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe, such as configs/tiny.py or configs/tiny.py:smoke.'
-)
-WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; runs/<recipe> if not given.'
-)
-MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'evaluate', 'generate'], 'What to do.'
-)
-PROMPT = flags.DEFINE_multi_string(
-  'prompt', [], 'Text to continue, with --mode=generate; may be repeated.'
-)
-WRONG_INPUT = 2
+FAILED, WRONG_INPUT, CTRL_C, TERMINATED = 1, 2, 130, 143
 
 
-def main() -> None:
-  """The command: parses, checks, runs, and turns errors into one line."""
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command: parses, checks, runs; ends with an exit code."""
+  words = list(sys.argv if argv is None else argv)[1:]
   try:
-    recipe, config = parse(sys.argv)
-    code = run(recipe, config)
+    command = command_line.parse(words)
+    if command is None:
+      print(command_line.help_text())
+      sys.exit(0)
+    code = run(command)
   except ValueError as error:
-    fail(error)
+    if '--traceback' in words:
+      raise
+    tell(error)
+    code = WRONG_INPUT
+  except KeyboardInterrupt as stopped:
+    code = TERMINATED if 'SIGTERM' in stopped.args else CTRL_C
+    print(
+      'stopped; the same command goes on from the last checkpoint.',
+      file=sys.stderr,
+      flush=True,
+    )
   sys.exit(code)
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, ConfigDict]:
-  """The recipe's module and the config with its overrides.
-
-  Raises:
-    ValueError: for whatever is wrong with the command line.
-  """
-  try:
-    rest = flags.FLAGS(list(argv))
-  except flags.Error as error:
-    raise ValueError(error) from None
-  except (AttributeError, KeyError, TypeError) as error:
+def run(command: Command) -> int:
+  """Does what the command's mode says; returns the exit code."""
+  if command.is_sweep and command.mode != 'train':
     raise ValueError(
-      f'{_first_line(error)}; see the recipe for its fields.'
-    ) from None
-  except (OSError, ImportError) as error:
-    raise ValueError(
-      f'--config: {_first_line(error)}; give the path of a recipe, such as '
-      'configs/tiny.py.'
-    ) from None
-  if rest[1:]:
-    raise ValueError(
-      f'stray argument {rest[1]!r}; flags begin with --, and overrides look '
-      'like --config.train.steps=100.'
+      f'--mode={command.mode} is for one run, but the recipe is a sweep; leave '
+      f'out --config and give --workdir={command.workdir}/cells/NAME.'
     )
-  if CONFIG.value is None:
-    raise ValueError(
-      '--config is missing; give a recipe, such as --config=configs/tiny.py.'
-    )
-  return load_recipe(_recipe_path()), CONFIG.value
+  fields.check(command.config)
+  if command.is_sweep:
+    return run_sweep(command)
+  return RUNNERS[command.mode](command)
 
 
-def run(recipe: Any, config: ConfigDict) -> int:
-  """Does what --mode says; returns the exit code."""
-  # Only now, so that a wrong command line is told at once.
-  from moejax import evaluate, generate, train
-
-  workdir = WORKDIR.value or f'runs/{pathlib.Path(_recipe_path()).stem}'
-  if MODE.value == 'evaluate':
-    print(json.dumps(evaluate.run(config, workdir), indent=2))
+def run_training(command: Command) -> int:
+  """Trains, or prints the result of a run that is finished."""
+  config, folder = command.config, files.folder(command.workdir)
+  result = run_folder.result(config, folder)
+  if result is not None:
+    print(f'finished before; this is {folder / "result.json"}', flush=True)
+    show(result)
     return 0
-  if MODE.value == 'generate':
-    prompts = PROMPT.value or [config.infer.prompt]
-    texts = generate.run(config, workdir, prompts)
-    for prompt, text in zip(prompts, texts, strict=True):
-      print(prompt + text)
-    return 0
-  if hasattr(recipe, 'get_hyper'):
-    return run_sweep(recipe, config, workdir)
+
+  import jax
+
+  from moejax import train
+
   try:
-    result = train.run(config, workdir)
+    result = train.run(config, folder, sample=True)
   except train.Interrupted as stopped:
     print(stopped, flush=True)
-    return 143
+    return TERMINATED
   except train.Diverged as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  print(json.dumps(result, indent=2))
+    tell(error)
+    return FAILED
+  if jax.process_index() == 0:
+    files.write_atomic(
+      folder / 'result.json', files.dumps(result, indent=2) + '\n'
+    )
+    show(result)
   return 0
 
 
-def run_sweep(recipe: Any, config: ConfigDict, workdir: str) -> int:
+def run_sweep(command: Command) -> int:
   """Trains every cell of the recipe's sweep, then writes its report."""
-  from moejax import config_io, hyper, sweep, validate
+  config = command.config
+  cells = command_line.get_cells(command)
+  for cell in cells:
+    try:
+      fields.check(config_io.override(config, cell.overrides))
+    except ValueError as error:
+      raise ValueError(f'cell {cell.name!r}: {error}') from error
+
+  from moejax import sweep
   from moejax.build import build
 
-  cells = hyper.cells(recipe.get_hyper(hyper, _recipe_argument()))
-  for cell in cells:
-    validate.check_static(config_io.override(config, cell.overrides))
   report = build(config.sweep.report, 'config.sweep.report')
   results = sweep.run(
-    cells, config, workdir, 'moejax.train.run', jobs=config.sweep.jobs
+    cells, config, command.workdir, 'moejax.train.run', jobs=config.sweep.jobs
   )
-  sweep.write_csv(results, pathlib.Path(workdir) / 'results.csv')
+  table = pathlib.Path(command.workdir) / 'results.csv'
+  sweep.write_csv(results, table)
   failed = sum(row['status'] != 'ok' for row in results)
   if report is not None and failed < len(results):
-    report(results, workdir)
-  print(f'results: {workdir}/results.csv', flush=True)
-  return 1 if failed else 0
+    report(results, command.workdir)
+  print(f'results: {table}', flush=True)
+  return FAILED if failed else 0
 
 
-def load_recipe(path: str) -> Any:
-  """Imports the file of a recipe, for its `get_hyper` and `PAPER`."""
-  spec = importlib.util.spec_from_file_location('recipe', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def run_evaluation(command: Command) -> int:
+  """Prints the losses of the newest checkpoint on held-out text."""
+  run_folder.check_trained(command.config, command.workdir)
+
+  from moejax import evaluate
+
+  values = evaluate.run(command.config, command.workdir)
+  print(json.dumps(values, indent=2), flush=True)
+  return 0
 
 
-def fail(error: BaseException) -> None:
-  """Ends with one line that says what is wrong."""
-  print(f'error: {_first_line(error)}', file=sys.stderr, flush=True)
-  sys.exit(WRONG_INPUT)
+def run_generation(command: Command) -> int:
+  """Prints each prompt with its continuation by the newest checkpoint."""
+  run_folder.check_trained(command.config, command.workdir)
+  prompts = command.prompts or (command.config.infer.prompt,)
+  if None in prompts:
+    raise ValueError(
+      "config.infer.prompt=None gives nothing to continue; add --prompt='def '."
+    )
+  prompts = [_stdin() if prompt == '-' else prompt for prompt in prompts]
+
+  from moejax import generate
+
+  texts = generate.run(command.config, command.workdir, prompts)
+  for prompt, text in zip(prompts, texts, strict=True):
+    print(readable(prompt + text), flush=True)
+  return 0
 
 
-def _recipe_path() -> str:
-  return config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+def show(result: Mapping[str, Any]) -> None:
+  """Prints a result: its numbers, then the sample as it reads."""
+  numbers = {name: v for name, v in result.items() if name != 'sample'}
+  print(files.dumps(numbers, indent=2), flush=True)
+  if result.get('sample') is not None:
+    print(f'\n{readable(result["sample"])}', flush=True)
 
 
-def _recipe_argument() -> str | None:
-  _, found, argument = config_flags.get_config_filename(
-    flags.FLAGS['config']
-  ).partition(':')
-  return argument if found else None
+RUNNERS = {
+  'train': run_training,
+  'evaluate': run_evaluation,
+  'generate': run_generation,
+}
 
 
-def _first_line(error: BaseException) -> str:
-  # str(KeyError) is the repr of its message.
-  plain = isinstance(error, KeyError) and error.args
-  text = str(error.args[0] if plain else error).strip()
-  return ' '.join(text.split()) or type(error).__name__
+def tell(error: Exception) -> None:
+  """Prints one line that says what is wrong."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  print(f'error: {text}', file=sys.stderr, flush=True)
+
+
+def readable(text: str) -> str:
+  """`text` without what would steer a terminal: a model may write anything."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
+
+
+def _stdin() -> str:
+  return sys.stdin.read().removesuffix('\n')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ import functools
 import jax
 from ml_collections import ConfigDict
 
-from moejax import sharding, state
+from moejax import accounting, sharding, state
 from moejax.build import build
 
 
@@ -42,17 +42,27 @@ class Parts:
     return build(self.config.train.bias_update, 'config.train.bias_update')
 
   @functools.cached_property
+  def steps(self) -> int:
+    """Optimiser steps: as given, or what `train.budget_flops` pays for."""
+    train = self.config.train
+    if train.budget_flops is None:
+      return train.steps
+    tokens = train.batch_size * train.seq_len
+    flops = accounting.train_flops_per_token(self.model, train.seq_len)
+    return max(1, round(train.budget_flops / (tokens * flops)))
+
+  @functools.cached_property
   def tx(self):
     """The optax transformation for this model's parameters."""
     shapes, names = state.abstract_variables(self.model)
     return self.optimizer.transformation(
-      shapes['params'], names['params'], total_steps=self.config.train.steps
+      shapes['params'], names['params'], total_steps=self.steps
     )
 
   @functools.cached_property
   def learning_rate(self):
     """Schedule: steps taken to learning rate."""
-    return self.optimizer.learning_rate(self.config.train.steps)
+    return self.optimizer.learning_rate(self.steps)
 
   @functools.cached_property
   def rules(self):

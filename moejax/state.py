@@ -8,7 +8,6 @@ import flax.linen as nn
 import flax.struct as struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from moejax import optim, sharding
 from moejax.types import Context
@@ -76,7 +75,7 @@ def _is_box(node):
 
 def init(
   model: nn.Module,
-  tx: optax.GradientTransformation,
+  tx: optim.SkipNonfinite,
   seed: int,
   mesh: jax.sharding.Mesh,
   rules: sharding.Rules,

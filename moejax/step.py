@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from moejax import balance, stats
+from moejax import balance, optim, stats
 from moejax.model import Model
 from moejax.state import TrainState, context
 
@@ -49,7 +48,7 @@ def objective(
 
 def train_step(
   model: Model,
-  tx: optax.GradientTransformation,
+  tx: optim.SkipNonfinite,
   *,
   loss: Callable,
   weights: Mapping[str, float],
@@ -60,7 +59,7 @@ def train_step(
 
   Args:
     model: the model.
-    tx: its outermost state counts skipped steps, as `optim.Chain` makes it.
+    tx: of `optim.Chain`; skips steps that are not finite.
     loss: `(outputs, batch) -> scalar`, a mean over valid tokens.
     weights: of the sown balance terms, by name.
     accumulate: micro-batches per step. Each is weighed by its share of the
@@ -101,8 +100,8 @@ def train_step(
       balance_state, grads, layers = carry
       metrics = jax.tree.map(lambda value: value.sum(0), metrics)
 
-    updates, opt_state = tx.update(
-      grads, state.opt_state, state.params, loss=metrics['loss']
+    params, opt_state = tx.step(
+      grads, state.opt_state, state.params, metrics['loss']
     )
     good = opt_state.consecutive == 0
     ended = balance.end_step(balance_state, bias_update)
@@ -112,14 +111,14 @@ def train_step(
     )
     metrics |= stats.summarise(layers)
     metrics |= {
-      'grad_norm': optax.tree.norm(grads),
+      'grad_norm': optim.global_norm(grads),
       'tokens': tokens,
       'skipped_steps': opt_state.skipped,
       'skipped_in_a_row': opt_state.consecutive,
     }
     new_state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       opt_state=opt_state,
       balance=ended,
     )

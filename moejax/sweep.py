@@ -16,7 +16,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from moejax import config_io, files, hyper
+from moejax import config_io, files, hyper, run_folder
 from moejax.sweep_pool import Pool
 from moejax.sweep_status import Status
 
@@ -35,8 +35,8 @@ def run(cells, base_config, workdir, train, *, jobs=1, log=print):
   again in its folder, where the training function finds its checkpoint. Cells
   run in processes of their own, so a cell that raises or is killed becomes a
   row of status 'failed' and the rest goes on. The calling process must not
-  hold the accelerator. A cell with `config.labels.cost` larger than another's
-  starts before it.
+  hold the accelerator, and workers do not share one: use jobs=1 there. Cells
+  start in the order of `config.labels.cost`, largest first, if there is one.
 
   Args:
     cells: list of `hyper.Cell`, from `hyper.cells`.
@@ -123,7 +123,7 @@ def _refuse_other_configs(jobs):
     except ValueError as error:
       problems.append(f'{path} cannot be read: {error}')
       continue
-    lines = config_io.difference(old, config_io.from_json(job.text))
+    lines = run_folder.difference(old, config_io.from_json(job.text))
     if lines:
       changes = ''.join(f'\n  {line}' for line in lines)
       problems.append(f'{job.folder} holds another config:{changes}')
@@ -158,7 +158,14 @@ def _only_sweep_in(workdir):
 
 def _finished(job):
   path = job.folder / 'result.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f'{path} cannot be read ({error}); delete it to run its cell again.'
+    ) from None
 
 
 def _prepare(job):
@@ -175,10 +182,10 @@ def _run_all(waiting, rows, train, jobs, log):
     return
   total = len(waiting)
   pool = Pool(train, min(jobs, total))
+  running = {}
   with Status([job.cost for job in waiting], log) as status, _sigterm_raises():
     try:
-      waiting = list(reversed(waiting))
-      running = {}
+      waiting.reverse()
       while waiting or running:
         while waiting and pool.has_idle():
           job = waiting.pop()
@@ -191,16 +198,26 @@ def _run_all(waiting, rows, train, jobs, log):
           status.finish(row, job.cost, time.monotonic() - start_s)
         status.refresh(len(running))
     except KeyboardInterrupt:
-      pool.stop()
-      done = total - len(waiting) - len(running)
-      log(
-        f'Stopped with {done} of {total} cells run. Run the same command again '
-        'to resume: finished cells are skipped, cut ones go on from their '
-        'last checkpoint.'
-      )
+      log('Stopping: cells in progress may save; interrupt again to cut them.')
+      try:
+        pool.stop()
+      finally:
+        _forget_errors(running)
+        done = total - len(waiting) - len(running)
+        log(
+          f'Stopped with {done} of {total} cells run. Run the same command '
+          'again to resume: finished cells are skipped, cut ones go on from '
+          'their last checkpoint.'
+        )
       raise
     finally:
       pool.stop()
+
+
+def _forget_errors(running):
+  """Removes what cells wrote when they were told to stop: none has failed."""
+  for job, _ in running.values():
+    (job.folder / 'error.txt').unlink(missing_ok=True)
 
 
 def _row(job, answer):

@@ -51,6 +51,8 @@ class Pool:
     An answer is {'status': 'ok'} or {'status': 'failed', 'error': one line}.
     """
     ready = {key.data for key, _ in self._selector.select(timeout_s)}
+    for index in ready - self._busy:
+      self._drop(index)  # it died idle; its closed pipe would always be ready
     # A dead worker's pipe stays open while a process that it forked lives.
     dead = {i for i in self._busy if self._workers[i].poll() is not None}
     return [(i, self._answer(i)) for i in sorted((ready | dead) & self._busy)]
@@ -69,19 +71,22 @@ class Pool:
     self._drop(index)
     return {'status': 'failed', 'error': error}
 
-  def stop(self, grace_s=10.0):
-    """Ends all workers: SIGTERM, `grace_s` to save, then SIGKILL."""
-    living = [w for w in self._workers if w is not None and w.poll() is None]
-    for worker in living:
-      worker.terminate()
-    deadline_s = time.monotonic() + grace_s
-    for worker in living:
-      try:
-        worker.wait(max(0.0, deadline_s - time.monotonic()))
-      except subprocess.TimeoutExpired:
-        worker.kill()
-    for index in range(len(self._workers)):
-      self._drop(index)
+  def stop(self, grace_s=30.0):
+    """Ends all workers; a busy one has `grace_s` after SIGTERM to save.
+
+    KeyboardInterrupt meanwhile ends them at once.
+    """
+    try:
+      for index in self._busy:
+        self._workers[index].terminate()
+      deadline_s = time.monotonic() + grace_s
+      # A worker that has saved reports its cell as ended and lives on.
+      while self._busy and (left_s := deadline_s - time.monotonic()) > 0:
+        self.wait(min(left_s, 1.0))
+    finally:
+      self._busy.clear()
+      for index in range(len(self._workers)):
+        self._drop(index)
 
   def _spawn(self, index):
     cpus = self._shares[index]

@@ -5,7 +5,7 @@ import time
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from moejax.metrics.progress import duration
+from moejax.clock import duration
 
 
 class Status:

@@ -7,6 +7,7 @@ When the input closes, the parent is gone and the process ends at once, so that
 no cell is ever trained by two processes.
 """
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -25,6 +26,7 @@ def main(argv):
   if cpus and hasattr(os, 'sched_setaffinity'):
     # Before jax is imported: it sizes its thread pools by this.
     os.sched_setaffinity(0, [int(cpu) for cpu in cpus])
+  faulthandler.enable()  # a crash in compiled code leaves its stack in the log
   answers = os.fdopen(os.dup(1), 'w')
   cells = queue.SimpleQueue()
   threading.Thread(target=_listen, args=(cells,), daemon=True).start()
@@ -58,7 +60,7 @@ def _run(train_path, folder):
       folder / 'result.json', files.dumps(row, indent=2) + '\n'
     )
     return {'status': 'ok'}
-  except (Exception, SystemExit) as error:
+  except BaseException as error:  # also SystemExit and KeyboardInterrupt
     files.write_atomic(folder / 'error.txt', traceback.format_exc())
     line = ' '.join(f'{type(error).__name__}: {error}'.split())
     return {'status': 'failed', 'error': line}

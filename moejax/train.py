@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import signal
+import threading
 import time
 from typing import Any
 
@@ -16,7 +17,9 @@ from moejax import (
   accounting,
   config_io,
   files,
+  generate,
   metrics,
+  run_folder,
   sharding,
   step,
   validate,
@@ -35,44 +38,34 @@ class Interrupted(KeyboardInterrupt):
   """The run was asked to end; its last checkpoint is on disk."""
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(
+  config: ConfigDict, workdir: str, sample: bool = False
+) -> dict[str, Any]:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   Writes `config.json`, `metrics.jsonl`, TensorBoard events and checkpoints
   into `workdir`.
 
+  Args:
+    config: the whole config.
+    workdir: a local folder.
+    sample: whether to end with a continuation of `config.infer.prompt`.
+
   Returns:
-    The result: final losses (nats per token), sizes, FLOPs, speed, and what
-    it ran on.
+    The result: final losses (nats per token), sizes, FLOPs, speed, what it
+    ran on, and the sample if there is one.
 
   Raises:
     ValueError: for a config that cannot run, or a workdir of another one.
     Diverged: if training does not recover.
     Interrupted: on SIGTERM, after saving.
   """
-  validate.check(config)
   folder = files.folder(workdir)
-  claim(config, folder)
-  return Run(config, folder).go()
-
-
-def claim(config: ConfigDict, folder: pathlib.Path) -> None:
-  """Writes `config.json`, or checks that the one there is the same.
-
-  Raises:
-    ValueError: showing the difference.
-  """
-  path = folder / 'config.json'
-  if path.exists():
-    old = config_io.from_json(path.read_text())
-    if lines := config_io.difference(old, config):
-      shown = '; '.join(lines[:5]) + ('; ...' if len(lines) > 5 else '')
-      raise ValueError(
-        f'workdir={str(folder)!r} holds a run of another config ({shown}); '
-        'choose another --workdir, or remove that folder.'
-      )
-  elif jax.process_index() == 0:
-    files.write_atomic(path, config_io.to_json(config))
+  run_folder.check(config, folder)
+  validate.check(config)
+  if jax.process_index() == 0:
+    run_folder.claim(config, folder)
+  return Run(config, folder).go(sample)
 
 
 class Run:
@@ -99,10 +92,11 @@ class Run:
     self.data = parts.batches('train', epochs=None)
     self.costs = accounting.describe(parts.model, config.train.seq_len)
 
-  def go(self) -> dict[str, Any]:
-    """Trains, evaluates, and returns the result."""
+  def go(self, sample: bool = False) -> dict[str, Any]:
+    """Trains, evaluates, perhaps samples, and returns the result."""
     saving = self.config.checkpoint
-    meter = Meter(self.parts, self.costs)  # times one device, so no mesh yet
+    # Outside of the mesh: the peak is measured on one device.
+    meter = Meter(self.parts, self.costs)
     with (
       sharding.use(self.parts.mesh, self.parts.rules),
       Checkpoints(
@@ -116,7 +110,10 @@ class Run:
       now, first = self._start(checkpoints, writer)
       meter.pause()
       now = self._loop(now, first, checkpoints, writer, termination, meter)
-      return self._result(now, meter)
+      result = self._result(now, meter)
+      if sample:
+        result['sample'] = generate.sample(self.parts, now.variables)
+      return result
 
   def _start(self, checkpoints, writer):
     found = checkpoints.restore(self.parts.abstract_state(), self.data)
@@ -131,7 +128,7 @@ class Run:
     return now, first
 
   def _loop(self, now, first, checkpoints, writer, termination, meter):
-    config, total = self.config, self.config.train.steps
+    config, total = self.config, self.parts.steps
     with metrics.Progress(total, start_step=first) as progress:
       for index in range(first + 1, total + 1):
         host = next(self.data)
@@ -151,7 +148,7 @@ class Run:
           progress.update(
             index, loss=row['loss'], tokens_per_s=row['tokens_per_s']
           )
-        asked = termination.asked
+        asked = termination.asked(checkpoints, index)
         last = index == total and config.checkpoint.every_steps is not None
         checkpoints.save(index, now, self.data, force=asked or last)
         if asked:
@@ -181,13 +178,14 @@ class Run:
 
   def _result(self, now, meter):
     train = self.config.train
-    tokens = train.steps * train.batch_size * train.seq_len
+    steps = self.parts.steps
+    tokens = steps * train.batch_size * train.seq_len
     held_out = self._evaluate(now, 'validation')
     return {
       'loss': held_out['validation/loss'],
       'loss_train': meter.loss,
       'seed': self.config.seed,
-      'steps': train.steps,
+      'steps': steps,
       'tokens': tokens,
       'train_flops': tokens * self.costs['flops_per_token'],
       **self.costs,
@@ -261,21 +259,23 @@ class Meter:
 
 
 class _Termination:
-  """Turns SIGTERM into a flag that the loop reads after each step."""
-
-  asked = False
+  """Notes SIGTERM, for the loop to end after the step that it is in."""
 
   def __enter__(self):
-    def ask(signum, frame):
-      del signum, frame
-      self.asked = True
-
-    try:
-      self._before = signal.signal(signal.SIGTERM, ask)
-    except ValueError:  # not the main thread: leave signals alone
-      self._before = None
+    self._noted, self._before = False, None
+    main = threading.current_thread() is threading.main_thread()
+    # Several processes must stop at one step: jax.distributed sees to that.
+    if main and jax.process_count() == 1:
+      self._before = signal.signal(signal.SIGTERM, self._note)
     return self
 
   def __exit__(self, *error):
     if self._before is not None:
       signal.signal(signal.SIGTERM, self._before)
+
+  def _note(self, signum, frame):
+    self._noted = True
+
+  def asked(self, checkpoints: Checkpoints, step: int) -> bool:
+    """Whether the run is to end after `step`; alike on every process."""
+    return self._noted or checkpoints.preempted(step)

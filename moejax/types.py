@@ -17,7 +17,7 @@ import flax.struct as struct
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.grouped_matmul.api import grouped_matmul
+from moejax.rows import Combined, Padded, Ragged, Routed, Rows
 
 
 @struct.dataclass
@@ -114,52 +114,20 @@ class Soft:
 Assignment = Chosen | Filled | Soft
 
 
-@struct.dataclass
-class Ragged:
-  """Rows sorted by expert, `sizes_E` of them each; later rows are dead."""
-
-  rows_RD: jax.Array
-  sizes_E: jax.Array
-
-  @property
-  def width(self) -> int:
-    return self.rows_RD.shape[-1]
-
-  def dot(self, w_EDF: jax.Array) -> Ragged:
-    """Multiplies each row by the matrix of its expert."""
-    w_EDF = w_EDF.astype(self.rows_RD.dtype)
-    return self.replace(
-      rows_RD=grouped_matmul(self.rows_RD, w_EDF, self.sizes_E)
-    )
-
-  def map(self, f, *others: Ragged) -> Ragged:
-    """Applies an element-wise `f` to these rows and those of `others`."""
-    return self.replace(rows_RD=f(self.rows_RD, *(o.rows_RD for o in others)))
-
-
-@struct.dataclass
-class Padded:
-  """The same number of rows for every expert."""
-
-  rows_ECD: jax.Array
-
-  @property
-  def width(self) -> int:
-    return self.rows_ECD.shape[-1]
-
-  def dot(self, w_EDF: jax.Array) -> Padded:
-    """Multiplies each row by the matrix of its expert."""
-    w_EDF = w_EDF.astype(self.rows_ECD.dtype)
-    return self.replace(
-      rows_ECD=jnp.einsum('ecd,edf->ecf', self.rows_ECD, w_EDF)
-    )
-
-  def map(self, f, *others: Padded) -> Padded:
-    """Applies an element-wise `f` to these rows and those of `others`."""
-    return self.replace(
-      rows_ECD=f(self.rows_ECD, *(o.rows_ECD for o in others))
-    )
-
-
-Rows = Ragged | Padded
 State = Any
+
+__all__ = [
+  'Assignment',
+  'Chosen',
+  'Combined',
+  'Context',
+  'Filled',
+  'Outputs',
+  'Padded',
+  'Ragged',
+  'Routed',
+  'Rows',
+  'Soft',
+  'State',
+  'Stream',
+]

@@ -105,7 +105,7 @@ def test_round_trip_is_bitwise_with_iterator_and_key(tmp_path):
 
 
 def test_values_are_those_at_save_even_if_buffers_are_donated(tmp_path):
-  state = {'w': jnp.arange(1 << 18, dtype=jnp.float32)}
+  state = {'w': jnp.arange(1 << 22, dtype=jnp.float32)}
   want = _bytes(state)
   bump = jax.jit(lambda tree: {'w': tree['w'] + 1}, donate_argnums=0)
   with checkpoint.Checkpoints(tmp_path) as steps:
@@ -168,6 +168,16 @@ def test_saved_is_said_only_once_it_is_on_disk(tmp_path):
   ]
 
 
+def test_training_does_not_wait_for_a_step_being_written(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, every_steps=5) as steps:
+    steps.save(5, _state(1))
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(steps._manager, 'is_saving_in_progress', lambda: True)
+      patch.setattr(steps._manager, 'wait_until_finished', pytest.fail)
+      assert not steps.save(6, _state(1))
+      assert steps.latest_step() is None
+
+
 def test_a_failed_save_raises_and_is_never_called_saved(tmp_path):
   lines = []
   state = {'w': jax.random.normal(jax.random.key(0), (256, 256))}
@@ -210,7 +220,7 @@ def test_damage_to_the_newest_falls_back_with_a_line(tmp_path, damage):
     target.unlink()
   else:
     target = next((tmp_path / '3' / 'listing').glob('*metadata*'))
-    target.write_text(target.read_text().replace('f', 'e', 1))
+    target.write_text(target.read_text().replace('float32', 'float64', 1))
   lines, data = [], _data()
   with checkpoint.Checkpoints(tmp_path, 1, say=lines.append) as steps:
     got, step = steps.restore(_abstract(_state(1)), data)

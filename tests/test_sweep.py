@@ -1,6 +1,7 @@
 """Sweeps: finished cells are kept, cut ones resumed, failed ones reported."""
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -9,16 +10,18 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import ml_collections
 import pytest
+from rich import console as rich_console
 
-from moejax import hyper, sweep, sweep_pool
+from moejax import config_io, hyper, sweep, sweep_pool, sweep_status
 
 # What a worker trains: it counts its calls, waits for a file where it is told
 # to, and resumes from its own 'checkpoint'.
 FAKE_TRAIN = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 
 def run(config, workdir):
   folder = pathlib.Path(workdir)
@@ -37,6 +40,12 @@ def run(config, workdir):
   if config.act == 'list':
     return [1]
   if config.act == 'wait' and not (folder / 'checkpoint').exists():
+    if config.saves:
+      def save(*arguments):
+        time.sleep(0.3)
+        (folder / 'checkpoint').write_text('step 6')
+        raise RuntimeError('saved and stopped')
+      signal.signal(signal.SIGTERM, save)
     (folder / 'checkpoint').write_text('step 5')
     time.sleep(600)
   return {
@@ -53,6 +62,7 @@ def run(config, workdir):
 BASE = {
   'width': 1,
   'act': 'ok',
+  'saves': False,
   'betas': (0.9, 0.95),
   'labels': {'cost': 1.0},
 }
@@ -168,7 +178,14 @@ def test_a_folder_of_another_config_is_refused_before_anything_runs(tmp_path):
   assert 'Use another workdir' in message
   assert not (tmp_path / 'cells' / 'width=5').exists()
   (tmp_path / 'cells' / 'width=2' / 'config.json').write_text('{')
-  with pytest.raises(ValueError, match='cannot be read'):
+  with pytest.raises(ValueError, match='config.json cannot be read'):
+    _run(tmp_path, {'width': 2})
+
+
+def test_a_result_that_cannot_be_read_is_refused(tmp_path):
+  _run(tmp_path, {'width': 2})
+  (tmp_path / 'cells' / 'width=2' / 'result.json').write_text('')
+  with pytest.raises(ValueError, match='delete it to run its cell again'):
     _run(tmp_path, {'width': 2})
 
 
@@ -198,19 +215,21 @@ PARENT = """
 import sys
 import ml_collections
 from moejax import hyper, sweep
+def say(line):
+  print(line, flush=True)
 try:
   sweep.run(
     hyper.cells([{'width': 2}, {'act': 'wait'}, {'width': 3}]),
-    ml_collections.ConfigDict(%r), sys.argv[1], 'fake_train.run')
+    ml_collections.ConfigDict(%r), sys.argv[1], 'fake_train.run', log=say)
 except KeyboardInterrupt:
   sys.exit(143)
 """
 
 
-def _start_and_wait_for_second_cell(workdir):
+def _start_and_wait_for_second_cell(workdir, base=BASE):
   paths = os.pathsep.join([*sys.path, os.getcwd()])
   parent = subprocess.Popen(
-    [sys.executable, '-c', textwrap.dedent(PARENT % BASE), str(workdir)],
+    [sys.executable, '-c', textwrap.dedent(PARENT % base), str(workdir)],
     env={**os.environ, 'PYTHONPATH': paths},
     stdout=subprocess.PIPE,
     text=True,
@@ -258,6 +277,71 @@ def test_a_killed_sweep_resumes_and_keeps_what_is_finished(tmp_path, number):
   assert [row['resumed'] for row in rows] == [False, True, False]
   counts = [len(_calls(tmp_path, row['name'])) for row in rows]
   assert counts == [1, 2, 1]
+
+
+def test_a_worker_that_dies_idle_is_replaced(tmp_path):
+  folders = [tmp_path / name for name in 'ab']
+  for folder in folders:
+    folder.mkdir()
+    config = config_io.to_json(BASE)
+    (folder / 'config.json').write_text(config)
+    (folder / 'cell.json').write_text('{"name": "x", "overrides": {}}')
+  pool = sweep_pool.Pool(TRAIN, 1)
+  try:
+    for folder in folders:
+      pool.start(folder)
+      assert pool.wait(20) == [(0, {'status': 'ok'})]
+      pid = int((folder / 'calls').read_text().split()[0])
+      os.kill(pid, signal.SIGKILL)
+      assert pool.wait(20) == []  # seen at once and not again
+      assert pool.wait(0) == [] and _gone(pid)
+  finally:
+    pool.stop()
+
+
+def test_a_terminal_gets_one_line_of_counts_and_the_failures(monkeypatch):
+  stream = io.StringIO()
+  real = rich_console.Console
+  monkeypatch.setattr(
+    rich_console,
+    'Console',
+    lambda: real(file=stream, force_terminal=True, width=100),
+  )
+  lines = []
+  with sweep_status.Status([1.0, 3.0], lines.append) as status:
+    status.finish({'name': 'a', 'status': 'ok'}, 1.0, 2.0)
+    failed = {'name': 'b', 'status': 'failed', 'error': 'why'}
+    status.finish(failed, 3.0, 61.0)
+    status.refresh(0)
+  assert '2/2 cells, 1 failed, 0 running, 0s left' in stream.getvalue()
+  assert lines == ['[2/2] b failed: why (1m01s), 0s left']
+
+
+@pytest.mark.parametrize(
+  ('costs', 'left'), [([1.0, 3.0], '30s left'), ([1.0, None], '10s left')]
+)
+def test_time_left_weighs_cells_by_cost(monkeypatch, costs, left):
+  times = iter([0.0, 10.0])
+  fake = types.SimpleNamespace(monotonic=lambda: next(times))
+  monkeypatch.setattr('moejax.sweep_status.time', fake)
+  lines = []
+  with sweep_status.Status(costs, lines.append) as status:
+    status.finish({'name': 'a', 'status': 'ok'}, 1.0, 10.0)
+  assert lines == [f'[1/2] a ok (10s), {left}']
+
+
+def test_cells_that_are_stopped_may_save_and_have_not_failed(tmp_path):
+  saves = {**BASE, 'saves': True}
+  parent, worker = _start_and_wait_for_second_cell(tmp_path, saves)
+  start_s = time.monotonic()
+  parent.terminate()
+  parent.communicate(timeout=20)
+  # It waits for the save, but not for its whole grace of 30 s.
+  assert 0.3 < time.monotonic() - start_s < 10
+  _until(lambda: _gone(worker))
+  folder = tmp_path / 'cells' / 'act=wait'
+  assert (folder / 'checkpoint').read_text() == 'step 6'
+  assert not (folder / 'error.txt').exists()
 
 
 def test_csv_has_flat_columns_and_the_failed_rows(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from moejax.data import pieces
 from moejax.data.documents import SPLITS, Document, Documents, Source
+from moejax.data.shuffle import Shuffled, shuffle_windows
 from moejax.data.standard_library import StandardLibrary
 from moejax.data.tokenizers import Bytes, Tokenizer
 
@@ -100,7 +101,7 @@ class Text:
     epochs: int | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
-    shuffle: bool | None = None,
+    seeded: bool | None = None,
   ) -> grain.DatasetIterator:
     """Iterates over batches of packed rows.
 
@@ -118,27 +119,28 @@ class Text:
       batch_size: rows of all shards together.
       seq_len: tokens in a row.
       seed: of the order, 0 or more.
-      epochs: times that every document is seen. None repeats for ever, in
-        another order each time, with sources mixed by `weights`. A number
-        ends, and takes every document of every source whatever the weights.
+      epochs: times that every document is seen, in another order each time.
+        None repeats for ever, with sources mixed by `weights`. A number ends,
+        and takes every document of every source whatever the weights.
       shard_index: which of the shards to yield.
       shard_count: number of shards.
-      shuffle: None shuffles if epochs is None.
+      seeded: whether the order depends on the seed; None means if epochs is
+        None. Otherwise it is the same for every seed, but shuffled as well,
+        so that the first batches speak for the whole split.
 
     Raises:
       ValueError: if an argument or the data is unusable; before any batch.
     """
     _check_arguments(split, batch_size, seq_len, seed, epochs)
     rows = _shard_rows(batch_size, shard_index, shard_count)
-    shuffle = epochs is None if shuffle is None else shuffle
-    order = _Order(seq_len, _mix(seed, ''), epochs, shuffle)
+    seeded = epochs is None if seeded is None else seeded
+    order = _Order(seq_len, _mix(seed if seeded else 0, ''), epochs)
     stream = self._pieces(split, order).map(pieces.pairs)
     stream = grain.experimental.BestFitPackIterDataset(
       stream,
       length_struct={'pair': seq_len},
       num_packing_bins=self.bins,
       seed=order.seed,
-      shuffle_bins=shuffle,
     )
     stack = pieces.Stack(rows.start, rows.stop, seq_len)
     stream = stream.batch(batch_size, batch_fn=stack)
@@ -195,13 +197,11 @@ class Text:
     stream = grain.experimental.FlatMapIterDataset(
       _stream(parts, order), pieces.Cut(self.tokenizer, order.seq_len)
     )
-    if not order.shuffle:
-      return stream
-    return grain.experimental.WindowShuffleIterDataset(
-      stream,
-      window_size=max(1, self.window_tokens // order.seq_len),
-      seed=order.seed,
-    )
+    # A window beyond an epoch would read the same text again to fill itself.
+    epoch_tokens = sum(d.text_bytes + d.count for d in parts)
+    window_tokens = min(self.window_tokens, epoch_tokens)
+    window = max(1, window_tokens // order.seq_len)
+    return shuffle_windows(stream, window, order.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,6 @@ class _Order:
   seq_len: int
   seed: int
   epochs: int | None
-  shuffle: bool
 
 
 def _stream(parts: Sequence, order: _Order) -> grain.IterDataset:
@@ -217,16 +216,15 @@ def _stream(parts: Sequence, order: _Order) -> grain.IterDataset:
   stream = grain.MapDataset.concatenate(
     [grain.MapDataset.source(part) for part in parts]
   )
-  if order.shuffle:
-    stream = stream.shuffle(seed=order.seed)
+  stream = Shuffled(stream, order.seed)
   return stream.repeat(order.epochs).to_iter_dataset(_IN_PROCESS)
 
 
 def _mix(seed: int, name: str) -> int:
-  """A seed below 2**31 whose neighbours share no permutation with it.
+  """A seed of its own for a source, below 2**31.
 
-  Grain counts epochs and windows up from the seed, so that epoch 1 of seed 0
-  would be epoch 0 of seed 1.
+  Grain counts batches of bins up from the seed it packs with, so seeds of
+  runs must not be neighbours either.
   """
   entropy = [seed, *name.encode()]
   return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)

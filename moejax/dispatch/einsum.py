@@ -19,7 +19,8 @@ class Einsum(nn.Module):
   Attributes:
     capacity_factor: C is ceil(capacity_factor * N * K / E) per group.
     group_tokens: tokens that share a capacity; None for all. It must divide
-      N. The masks hold N * E * C numbers, so a group bounds the memory.
+      N, where N is more. The masks hold N * E * C numbers, so that groups
+      bound the memory.
   """
 
   capacity_factor: float
@@ -30,7 +31,8 @@ class Einsum(nn.Module):
   @nn.compact
   def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
     n, k = assignment.ids_NK.shape
-    group = n if self.group_tokens is None else self.group_tokens
+    # A call of few tokens, as in decoding, is one small group.
+    group = min(n, self.group_tokens or n)
     if n % group:
       raise ValueError(
         f'group_tokens={group} does not divide the {n} tokens of a call; '

@@ -29,10 +29,7 @@ class Glu(nn.Module):
     gate = expert_matrix(self, 'gate', ('embed', 'mlp'), (e, d, f))
     up = expert_matrix(self, 'up', ('embed', 'mlp'), (e, d, f))
     down = expert_matrix(self, 'down', ('mlp', 'embed'), (e, f, d))
-    hidden = rows.dot(gate).map(
-      lambda g, u: self.activation(g) * u, rows.dot(up)
-    )
-    return hidden.dot(down)
+    return rows.feed_forward(gate, up, down, self.activation)
 
   def flops(self, width: int) -> float:
     """Forward FLOPs of one row."""

@@ -28,7 +28,7 @@ class Mlp(nn.Module):
     e, d, f = self.num_experts, rows.width, self.hidden
     up = expert_matrix(self, 'up', ('embed', 'mlp'), (e, d, f))
     down = expert_matrix(self, 'down', ('mlp', 'embed'), (e, f, d))
-    return rows.dot(up).map(self.activation).dot(down)
+    return rows.feed_forward(up, None, down, self.activation)
 
   def flops(self, width: int) -> float:
     """Forward FLOPs of one row."""

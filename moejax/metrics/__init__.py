@@ -2,7 +2,7 @@
 
 from moejax.metrics.hardware import device_peak_flops, peak_memory_bytes
 from moejax.metrics.parameters import parameter_table, parameter_totals
-from moejax.metrics.progress import Progress, duration
+from moejax.metrics.progress import Progress
 from moejax.metrics.provenance import environment
 from moejax.metrics.writer import Writer
 
@@ -10,7 +10,6 @@ __all__ = [
   'Progress',
   'Writer',
   'device_peak_flops',
-  'duration',
   'environment',
   'parameter_table',
   'parameter_totals',

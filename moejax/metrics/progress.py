@@ -7,6 +7,8 @@ import jax
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from moejax.clock import duration
+
 
 class Progress:
   """Shows step, loss, speed and the time left.
@@ -74,13 +76,3 @@ class Progress:
       # The first interval holds the compilation: measure from its end.
       self._first = (step, now_s)
     return f'{duration(left_s)} left'
-
-
-def duration(seconds):
-  """'45s', '1m20s' or '2h05m'."""
-  seconds = max(0, round(seconds))
-  if seconds < 60:
-    return f'{seconds}s'
-  if seconds < 3600:
-    return f'{seconds // 60}m{seconds % 60:02}s'
-  return f'{seconds // 3600}h{seconds % 3600 // 60:02}m'

@@ -137,7 +137,7 @@ class Attention(nn.Module):
     )
 
   def flops(self, width: int, length: int) -> float:
-    """Forward FLOPs per token in sequences of `length`, unseen keys left out."""
+    """Forward FLOPs per token in sequences of `length`, seen keys only."""
     size = self._size(width)
     projections = 2 * width * size * (2 * self.heads + 2 * self.kv_heads)
     window = min(length, self.window or length)

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from moejax.scaling import fit, forms, heldout, isoflop, leverage, runs
+from moejax.scaling import (
+  fit,
+  forms,
+  heldout,
+  isoflop,
+  leverage,
+  resample,
+  runs,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,7 @@ def analyse(
   *,
   size: str = 'params_active',
   draws: int = 300,
-  huber_starts: int | None = 192,
+  huber_starts: int | None = 96,
   seed: int = 0,
 ) -> Analysis:
   """Fits everything that the rows support.
@@ -118,7 +126,8 @@ def _fit_variant(out: Analysis, variant: str, huber_starts) -> None:
       ),
     )
     out.surfaces[variant] = [
-      fit.bootstrap(m, covs, draws=out.draws, seed=out.seed) for m in methods
+      resample.bootstrap(m, covs, draws=out.draws, seed=out.seed)
+      for m in methods
     ]
   with _noting(out, f'compute frontier of {variant}'):
     out.frontiers[variant] = leverage.frontier(vertices, draws=out.draws)
@@ -143,6 +152,14 @@ def _add_leverage(out: Analysis) -> None:
       (
         'efficiency leverage',
         f'{out.dense} has no compute frontier: it needs runs at 2 budgets',
+      )
+    )
+  elif not out.frontiers[out.dense].falls:
+    out.absent.append(
+      (
+        'efficiency leverage',
+        f'the least loss of {out.dense} does not fall with compute, so its '
+        'compute at a given loss is undefined; use budgets further apart',
       )
     )
   else:

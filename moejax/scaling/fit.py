@@ -37,12 +37,12 @@ class Fit:
     restarts, agreeing: optimisations run, and how many of them ended within
       1e-6 (relative) of the best objective.
     warnings: what not to trust about this fit.
+    delta: where the Huber loss turns linear; None for variable projection.
     draws: bootstrap refits, `[draws, parameters]` in the order of
       `form.parameters`, or None.
   """
 
   form: forms.PowerSum
-  method: str
   theta: dict[str, float]
   pinned: dict[str, float]
   objective: float
@@ -50,7 +50,17 @@ class Fit:
   restarts: int
   agreeing: int
   warnings: tuple[str, ...]
+  delta: float | None = None
   draws: np.ndarray | None = None
+
+  @property
+  def method(self) -> str:
+    """How it was fitted, in words."""
+    if len(self.form.linear) == 1:
+      return 'line in logs'
+    if self.delta is None:
+      return 'variable projection'
+    return f'Huber {self.delta:g}'
 
   @property
   def free(self) -> int:
@@ -96,7 +106,6 @@ def varpro(
   agreeing = _agreeing([end[1] for end in ends], objective, problem.floor)
   return Fit(
     form,
-    'variable projection',
     theta,
     problem.pinned,
     objective,
@@ -105,6 +114,38 @@ def varpro(
     agreeing,
     _warnings(form, theta, problem.pinned, loss, agreeing, len(ends)),
   )
+
+
+def line(
+  form: forms.PowerSum,
+  covariates: forms.Covariates,
+  values: np.ndarray,
+  *,
+  weights: np.ndarray | None = None,
+) -> Fit:
+  """Least squares in logs of a law of one term, which is a straight line there.
+
+  Args:
+    weights: of squared log errors, `[runs]`; None is 1 each.
+
+  Raises:
+    FitRefused: for fewer values than parameters, or values not above 0.
+  """
+  values = np.asarray(values, float)
+  if len(form.linear) != 1:
+    raise ValueError(f'{form.equation} has several terms; use varpro.')
+  _check(form, values, {})
+  slopes = form.design(covariates)[:, 0]
+  design = np.concatenate([np.ones((len(values), 1)), slopes], 1)
+  root = np.ones(len(values)) if weights is None else np.sqrt(weights)
+  found = np.linalg.lstsq(
+    design * root[:, None], np.log(values) * root, rcond=None
+  )[0]
+  theta = _exponentiated(form, found)
+  residuals = np.log(values / form(theta, covariates))
+  objective = float(np.sum((root * residuals) ** 2))
+  warnings = _warnings(form, theta, {}, values, 1, 1)
+  return Fit(form, theta, {}, objective, residuals, 1, 1, warnings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +196,11 @@ class _Projected:
     found, norm = scipy.optimize.nnls(np.stack(columns, 1), target)
     return found * np.exp(-np.array(offsets)), norm**2
 
-  def search(self, start) -> tuple[np.ndarray, float]:
-    """Exponents that end a simplex search from `start`, and the objective."""
+  def search(self, start, tolerance=1e-7) -> tuple[np.ndarray, float]:
+    """Exponents that end a simplex search from `start`, and the objective.
+
+    `tolerance` is of log exponents, its square of the objective.
+    """
     low, high = np.log(EXPONENT_RANGE)
 
     def objective(log_exponents):
@@ -168,7 +212,7 @@ class _Projected:
       objective,
       np.log(start),
       method='Nelder-Mead',
-      options=dict(xatol=1e-7, fatol=1e-15, maxiter=600),
+      options=dict(xatol=tolerance, fatol=tolerance**2, maxiter=600),
     )
     exponents = np.exp(np.clip(end.x, low, high))
     return exponents, self.solve(exponents)[1]
@@ -189,7 +233,7 @@ def huber(
   loss: np.ndarray,
   *,
   delta: float = 1e-3,
-  starts: int | None = 192,
+  starts: int | None = 96,
   seed: int = 0,
 ) -> Fit:
   """Sum of Huber losses of log errors, by L-BFGS from many starts.
@@ -221,7 +265,7 @@ def huber(
     if abs(x - start) <= 1e-9 * (1 + abs(start))
   ]
   polished = _lbfgs(design, np.log(loss), delta, ends[best].x)
-  theta = _huber_theta(form, polished.x)
+  theta = _exponentiated(form, polished.x)
   agreeing = _agreeing(finals, polished.fun, 1e-12)
   warnings = _warnings(form, theta, {}, loss, agreeing, len(grid))
   if unmoved:
@@ -231,7 +275,6 @@ def huber(
     warnings += ('stopped early: a continued search still improves',)
   return Fit(
     form,
-    f'Huber {delta:g}',
     theta,
     {},
     float(polished.fun),
@@ -239,6 +282,7 @@ def huber(
     len(grid),
     agreeing,
     warnings,
+    delta,
   )
 
 
@@ -283,86 +327,27 @@ def _lbfgs(design, log_loss, delta, start):
   )
 
 
-def _huber_theta(form, x) -> dict[str, float]:
+def _exponentiated(form, x) -> dict[str, float]:
   terms = len(form.linear)
   values = [*np.exp(x[:terms]), *x[terms:]]
   return dict(zip(form.parameters, map(float, values), strict=True))
 
 
-def bootstrap(
-  fit: Fit,
-  covariates: forms.Covariates,
-  *,
-  draws: int = 300,
-  seed: int = 0,
-  noise: np.ndarray | None = None,
-) -> Fit:
-  """The fit with residual-bootstrap refits added.
-
-  Each draw multiplies the fitted losses by exp(residual), residuals being
-  drawn with replacement after centring and inflation by sqrt(n / (n - free)),
-  and refits from the solution. The design (sizes, budgets) stays fixed.
-
-  Args:
-    noise: log residuals to draw from instead of the fit's own.
-  """
-  rng = np.random.default_rng(seed)
-  predicted = fit.predict(covariates)
-  pool = centred(fit.residuals, fit.free) if noise is None else noise
-  if pool is None or draws == 0:
-    return fit
-  picks = rng.choice(pool, (draws, len(predicted)))
-  rows = [
-    refit(fit, covariates, losses) for losses in predicted * np.exp(picks)
-  ]
-  return dataclasses.replace(fit, draws=np.array(rows))
-
-
-def centred(residuals: np.ndarray, free: int) -> np.ndarray | None:
-  """Residuals made to have the variance of the noise; None without freedom."""
-  count = len(residuals)
-  if count <= free:
-    return None
-  return (residuals - residuals.mean()) * np.sqrt(count / (count - free))
-
-
 def refit(fit: Fit, covariates: forms.Covariates, loss: np.ndarray) -> list:
   """Parameters refitted to other losses, searching from the solution."""
-  if fit.method == 'variable projection':
+  if len(fit.form.linear) == 1:
+    theta = line(fit.form, covariates, loss).theta
+  elif fit.delta is None:
     problem = _Projected.of(fit.form, covariates, loss, None, fit.pinned)
     start = np.array([fit.theta[p] for p in fit.form.exponents])
-    theta = problem.theta(problem.search(start)[0])
+    # Far finer than the spread of the draws.
+    theta = problem.theta(problem.search(start, tolerance=1e-5)[0])
   else:
-    delta = float(fit.method.split()[1])
     linear = [np.log(max(fit.theta[k], 1e-300)) for k in fit.form.linear]
     start = np.array(linear + [fit.theta[p] for p in fit.form.exponents])
-    end = _lbfgs(fit.form.design(covariates), np.log(loss), delta, start)
-    theta = _huber_theta(fit.form, end.x)
+    end = _lbfgs(fit.form.design(covariates), np.log(loss), fit.delta, start)
+    theta = _exponentiated(fit.form, end.x)
   return [theta[name] for name in fit.form.parameters]
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-  """Bootstrap standard error and percentile intervals of one number."""
-
-  error: float
-  low80: float
-  high80: float
-  low95: float
-  high95: float
-
-
-def interval(draws: np.ndarray | None) -> Interval | None:
-  """Percentile intervals of finite draws, `[draws]`; None for under 20."""
-  if draws is None:
-    return None
-  draws = np.asarray(draws, float)
-  finite = draws[np.isfinite(draws)]
-  if len(finite) < 20:
-    return None
-  low95, low80, high80, high95 = np.percentile(finite, [2.5, 10, 90, 97.5])
-  ends = map(float, (low80, high80, low95, high95))
-  return Interval(float(finite.std()), *ends)
 
 
 def _check(form, loss, pinned):
@@ -393,6 +378,6 @@ def _warnings(form, theta, pinned, loss, agreeing, restarts) -> tuple[str, ...]:
       out.append(f'{name} is 0: its term is unused')
   if len(loss) == len(form.parameters) - len(pinned):
     out.append('as many parameters as runs: no residual is left')
-  if agreeing < max(2, restarts // 20):
+  if restarts > 1 and agreeing < max(2, restarts // 20):
     out.append(f'only {agreeing} of {restarts} restarts agree')
   return tuple(out)

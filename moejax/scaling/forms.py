@@ -168,8 +168,11 @@ class Cost(NamedTuple):
     return flops / (self.factor * size ** (1 + self.excess))
 
 
+SIX = Cost()
+
+
 def optimum(
-  theta: Theta, flops: np.ndarray, cost: Cost = Cost()
+  theta: Theta, flops: np.ndarray, cost: Cost = SIX
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Size, tokens and loss that minimise `chinchilla` at given training FLOPs.
 

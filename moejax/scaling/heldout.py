@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moejax.scaling import fit, forms, leverage
+from moejax.scaling import fit, forms, leverage, resample
 from moejax.scaling.isoflop import Parabola
 from moejax.scaling.runs import Run
 
@@ -31,7 +31,7 @@ class HeldOut:
   predicted: np.ndarray
   actual: np.ndarray
   vertex: tuple[float, float] | None
-  vertex_interval: fit.Interval | None
+  vertex_interval: resample.Interval | None
   frontier: float | None
   warnings: tuple[str, ...]
 
@@ -103,7 +103,7 @@ def _predict(variant, seen, last, draws) -> HeldOut:
   }
   loss = np.array([r.loss for r in train])
   surface = fit.varpro(forms.chinchilla, known, loss)
-  surface = fit.bootstrap(surface, known, draws=draws)
+  surface = resample.bootstrap(surface, known, draws=draws)
   ahead = {
     'N': last.sizes,
     'D': np.array([r.tokens for r in last.runs]),
@@ -123,7 +123,7 @@ def _predict(variant, seen, last, draws) -> HeldOut:
     surface.predict(ahead),
     last.losses,
     (least, last.loss) if np.isfinite(least) else None,
-    fit.interval(np.array(drawn)) if drawn else None,
+    resample.interval(np.array(drawn)) if drawn else None,
     line,
     surface.warnings,
   )

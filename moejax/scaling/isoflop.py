@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from moejax.scaling import resample
 from moejax.scaling.runs import Run
 
 FLAT_FRAC = 1e-3
+# Curvature per loss and squared decade below which a parabola is a line.
+LEAST_CURVATURE = 1e-6
 FEW = 'fewer than 4 sizes'
 UNFITTED = 'fewer than 3 sizes: no parabola'
 CONCAVE = 'curvature is not positive'
@@ -100,7 +103,7 @@ def parabola(runs: Sequence[Run]) -> Parabola:
     coefficients = tuple(map(float, found))
     if distinct < 4:
       flags.append(FEW)
-    if coefficients[2] <= 0:
+    if coefficients[2] <= LEAST_CURVATURE * losses.mean():
       flags.append(CONCAVE)
     elif not sizes[0] <= _vertex(coefficients, centre) <= sizes[-1]:
       flags.append(OUTSIDE)
@@ -187,15 +190,21 @@ def with_draws(
   """The parabolas with residual-bootstrap draws of their vertices.
 
   Losses are redrawn around the fitted curves from `residual_pool`; sizes and
-  budgets stay. Without any residual the parabolas come back unchanged.
+  budgets stay. Each draw has one scale of the noise, itself uncertain for few
+  residuals (`resample.noise_scales`). Without any residual the parabolas come
+  back unchanged.
   """
   pool = residual_pool(fitted)
   if pool is None or draws == 0:
     return list(fitted)
   rng = np.random.default_rng(seed)
+  freedom = sum(
+    max(0, len(p.runs) - 3) for p in fitted if p.coefficients is not None
+  )
+  scales = resample.noise_scales(rng, freedom, draws)
   out = []
   for one in fitted:
-    picks = 1 + rng.choice(pool, (draws, len(one.runs)))
+    picks = 1 + scales * rng.choice(pool, (draws, len(one.runs)))
     out.append(dataclasses.replace(one, draws=_redraw(one, picks)))
   return out
 
@@ -210,7 +219,7 @@ def _redraw(one: Parabola, noise: np.ndarray) -> Vertex:
   design = _design(sizes, one.centre)
   redrawn = one.curve(sizes) * noise
   c = redrawn @ np.linalg.pinv(design).T
-  curved = c[:, 2] > 0
+  curved = c[:, 2] > LEAST_CURVATURE * one.losses.mean()
   steep = np.where(curved, c[:, 2], 1.0)
   place = np.where(curved, one.centre - c[:, 1] / (2 * steep), np.inf)
   low, high = np.log10(sizes[0]), np.log10(sizes[-1])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moejax.scaling import fit, forms
+from moejax.scaling import fit, forms, resample
 from moejax.scaling.isoflop import Parabola
 
 # Below this many budgets an asymptote cannot be told from an exponent.
@@ -23,6 +23,13 @@ class Law:
   flops: np.ndarray
   values: np.ndarray
   notes: tuple[str, ...] = ()
+
+  @property
+  def falls(self) -> bool:
+    """Whether the law changes with compute by more than rounding."""
+    theta = self.fit.theta
+    edge = 1.01 * fit.EXPONENT_RANGE[0]
+    return theta.get('a', 0) > 0 and theta.get('b', 1) > edge
 
   def __call__(self, flops: np.ndarray) -> np.ndarray:
     """The law at `flops`."""
@@ -51,7 +58,7 @@ class Leverage:
   loss: float
   value: float | None
   dense_flops: float | None
-  interval: fit.Interval | None
+  interval: resample.Interval | None
   notes: tuple[str, ...]
 
 
@@ -131,7 +138,10 @@ def _law(form, flops, values, drawn, pinned, notes, draws) -> Law:
       f'{len(flops)} usable budgets; a law of compute needs 2 or more.'
     )
   covariates = {'C': flops}
-  found = fit.varpro(form, covariates, values, pinned=pinned)
+  if form is forms.allocation:
+    found = fit.line(form, covariates, values)
+  else:
+    found = fit.varpro(form, covariates, values, pinned=pinned)
   if draws and all(d is not None for d in drawn):
     table = np.stack(drawn, 1)[:draws]
     rows = [fit.refit(found, covariates, row) for row in table]
@@ -189,6 +199,6 @@ def _leverage(one: Parabola, dense: str, law: Law) -> Leverage:
     one.loss,
     reached / one.flops if finite else None,
     reached if finite else None,
-    fit.interval(drawn),
+    resample.interval(drawn),
     tuple(notes),
   )

@@ -1,4 +1,4 @@
-"""Pictures of a scaling analysis, as matplotlib figures without global state."""
+"""Pictures of a scaling analysis, as figures without global state."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from moejax.scaling import page
+from moejax.scaling import ticks
 from moejax.scaling.analysis import Analysis
 
 # Told apart with any colour vision; dense is the darkest.
@@ -70,36 +69,15 @@ def _shade(colour: str, depth: float) -> tuple:
   return tuple(1 - (1 - rgb) * (0.35 + 0.65 * depth))
 
 
-def power_label(value: float) -> str:
-  """A number as 3x10^13 in mathtext."""
-  power = math.floor(math.log10(value) + 1e-9)
-  lead = value / 10**power
-  head = '' if abs(lead - 1) < 0.005 else f'{lead:.2g}\\times'
-  return f'${head}10^{{{power}}}$'
-
-
-def log_axis(axis, low: float, high: float, label=page.count) -> None:
-  """Ticks at 1 (2, 5) times powers of ten, as many as the range can carry."""
-  decades = math.log10(high / low)
-  if decades < 0.75:
-    steps = (1, 1.5, 2, 3, 4, 5, 6, 8)
-  else:
-    steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
-  axis.set_major_locator(LogLocator(subs=steps, numticks=20))
-  axis.set_major_formatter(FuncFormatter(lambda v, _: label(v)))
-  axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=20))
-  axis.set_minor_formatter(NullFormatter())
-
-
-def _logged(axes, which: str, values, margin: float = 0.06, label=page.count):
-  """A log axis around `values`, with a margin as a share of the range."""
-  values = np.asarray([v for v in values if np.isfinite(v) and v > 0])
-  low, high = np.log(values.min()), np.log(values.max())
-  pad = max(margin * (high - low), 0.08)
-  low, high = np.exp(low - pad), np.exp(high + pad)
-  getattr(axes, f'set_{which}scale')('log')
-  getattr(axes, f'set_{which}lim')(low, high)
-  log_axis(getattr(axes, f'{which}axis'), low, high, label)
+def _compute_axis(axes, a: Analysis) -> None:
+  """A log axis of training FLOPs with ticks at the budgets."""
+  flops = [p.flops for p in a.parabolas]
+  wide = [min(flops) / 1.2, max(flops) * 1.2]
+  ticks.logged(axes, 'x', wide, 0.04, ticks.power_label)
+  if len(a.budgets) <= 6:
+    axes.set_xticks(a.budgets, [ticks.power_label(b) for b in a.budgets])
+    axes.minorticks_off()
+  axes.set_xlabel('training compute C (FLOPs)')
 
 
 def _plain(value: float) -> str:
@@ -132,8 +110,8 @@ def parabolas(a: Analysis) -> Figure:
     axes.set_title(variant, color=colour[variant])
   sizes = [r.size for r in a.runs]
   # Room on the right for the budgets.
-  _logged(
-    grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.25]
+  ticks.logged(
+    grid[0], 'x', [*sizes, max(sizes) * (max(sizes) / min(sizes)) ** 0.2]
   )
   for axes in grid[len(a.variants) :]:
     axes.set_visible(False)
@@ -169,7 +147,7 @@ def _parabola(axes, one, shade) -> None:
   last = one.sizes[-1]
   height = one.curve(last) if one.coefficients is not None else one.losses[-1]
   axes.annotate(
-    power_label(one.budget), (last, height), xytext=(9, 0),
+    ticks.power_label(one.budget), (last, height), xytext=(9, 0),
     textcoords='offset points', va='center', fontsize=9, color='#1d2430',
   )  # fmt: skip
 
@@ -182,7 +160,7 @@ def _parabola_keys():
            label='vertex'),
     Line2D([], [], marker='o', ls='--', color=grey, mfc='white',
            label='flagged (see table)'),
-    Line2D([], [], ls='', label='label: training FLOPs'),
+    Line2D([], [], ls='', label='labels: training FLOPs'),
   ]  # fmt: skip
 
 
@@ -216,9 +194,8 @@ def frontiers(a: Analysis) -> Figure:
       label = f'{variant}:  {_law_text(a.frontiers[variant].fit.theta)}'
       _band(axes, a.frontiers[variant], hue)
     axes.plot([], [], marker, ls='-', color=hue, ms=6, label=label)
-  _logged(axes, 'x', [p.flops for p in a.parabolas], 0.1, power_label)
-  _logged(axes, 'y', [r.loss for r in a.runs], 0.08, _plain)
-  axes.set_xlabel('training compute C (FLOPs)')
+  _compute_axis(axes, a)
+  ticks.logged(axes, 'y', [r.loss for r in a.runs], 0.08, _plain)
   axes.set_ylabel('validation loss (nats per token)')
   axes.legend(loc='upper right')
   return figure
@@ -269,7 +246,7 @@ def leverage(a: Analysis) -> Figure:
       if one.interval is not None:
         ends = [one.interval.low95, one.interval.high95]
         axes.plot([at, at], ends, '-', color=hue, lw=1.1, zorder=3)
-    axes.plot([], [], 'o-', color=hue, label=f'C = {power_label(budget)}')
+    axes.plot([], [], 'o-', color=hue, label=f'C = {ticks.power_label(budget)}')
   axes.axhline(1, color=GUIDE, lw=1, ls=':', zorder=1)
   axes.plot([], [], 'o', color='#566173', mfc='white', label='extrapolated')
   values = [l.value for l in shown] + [1.0]
@@ -277,9 +254,8 @@ def leverage(a: Analysis) -> Figure:
     if one.interval is not None:
       values += [one.interval.low95, one.interval.high95]
   ratios = sorted({l.activation for l in shown})
-  _logged(axes, 'x', ratios or [0.1, 1], 0.08)
-  _logged(axes, 'y', values, 0.08, lambda v: f'{v:.3g}×')
-  axes.minorticks_off()
+  ticks.logged(axes, 'x', ratios or [0.1, 1], 0.08)
+  ticks.logged(axes, 'y', values, 0.08, lambda v: f'{v:.3g}×')
   axes.set_xticks(ratios, [_ratio(r) for r in ratios])
   axes.set_xlabel('activation ratio (active / total experts)')
   axes.set_ylabel(f'efficiency leverage (compute of {a.dense} / own)')
@@ -320,9 +296,8 @@ def allocation(a: Analysis) -> Figure:
         _band(axes, law, hue)
         label = f'{variant}:  $C^{{{law.fit.theta["a"]:.2f}}}$'
       axes.plot([], [], marker, ls='-' if law else '', color=hue, label=label)
-    _logged(axes, 'x', [p.flops for p in a.parabolas], 0.1, power_label)
-    _logged(axes, 'y', values, 0.25)
-    axes.set_xlabel('training compute C (FLOPs)')
+    _compute_axis(axes, a)
+    ticks.logged(axes, 'y', values, 0.25)
     axes.set_ylabel(f'best {words}')
     axes.legend(loc='upper left')
   return figure
@@ -359,26 +334,30 @@ def residuals(a: Analysis) -> Figure:
   if a.noise is not None:
     wide = 200 * a.noise.deviation
     right.axhspan(-wide, wide, color=GUIDE, alpha=0.18, lw=0, zorder=0)
-    right.annotate(
-      '± 2 seed deviations', (0.02, wide), xytext=(0, 2), va='bottom',
-      xycoords=('axes fraction', 'data'), textcoords='offset points',
-      fontsize=8.5, color='#566173',
+    right.set_title(
+      'grey band: ± 2 standard deviations between seeds',
+      loc='left', fontsize=8.5, fontweight='normal', color='#566173',
     )  # fmt: skip
-  _logged(right, 'x', [p.flops for p in a.parabolas], 0.1, power_label)
-  right.set_xlabel('training compute C (FLOPs)')
+  _compute_axis(right, a)
   right.set_ylabel('prediction error (% of measured loss)')
   return figure
 
 
 def _points(a: Analysis, variant: str):
-  """Measured, predicted, FLOPs and whether fitted: all runs, then held out."""
+  """Measured, predicted, FLOPs and whether fitted: all runs, then held out.
+
+  FLOPs are shifted by variant, and again for held-out runs, so that no point
+  hides another.
+  """
   mine = [r for r in a.runs if r.variant == variant]
+  beside = 1.035 ** (a.variants.index(variant) - (len(a.variants) - 1) / 2)
   if variant in a.surfaces:
     measured = np.array([r.loss for r in mine])
     predicted = measured / np.exp(a.surfaces[variant][0].residuals)
-    yield measured, predicted, np.array([r.flops for r in mine]), True
+    flops = beside * np.array([r.flops for r in mine])
+    yield measured, predicted, flops, True
   for held in a.held_out:
     if held.variant == variant:
-      # Beside the fitted points, so that neither hides the other.
-      flops = np.array([r.flops for r in held.runs]) * 1.06
+      shift = beside * 1.035 ** len(a.variants)
+      flops = shift * np.array([r.flops for r in held.runs])
       yield held.actual, held.predicted, flops, False

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moejax.scaling import analysis, fit, page, plots, summary, tables
+from moejax.scaling import analysis, fit, page, plots, resample, summary, tables
 
 METHOD = (
   'Each parabola is a least-squares quadratic of loss in log10 N; its vertex '
@@ -19,7 +19,10 @@ METHOD = (
   'the L* of each variant. Intervals: residual bootstrap, percentiles; for '
   'vertices, frontier, allocation and leverage the residuals are pooled over '
   'all parabolas after scaling by leverage, for surfaces they are those of '
-  'the fit, scaled by sqrt(n / (n - p)).'
+  'the fit, scaled by sqrt(n / (n - p)). Each draw scales its noise by '
+  'sqrt(freedom / chi-square), which widens intervals from few residuals as '
+  "Student's t does. Standard errors of factors (A, B, a, k) hang on a few "
+  'draws; read their intervals.'
 )
 
 
@@ -30,7 +33,7 @@ def isoflop(
   title: str = 'IsoFLOP scaling report',
   size: str = 'params_active',
   draws: int = 300,
-  huber_starts: int | None = 192,
+  huber_starts: int | None = 96,
   seed: int = 0,
 ) -> dict[str, Any]:
   """Fits a sweep's runs and writes report.md, report.html and pictures.
@@ -81,7 +84,7 @@ def _write(path: str, text: str) -> None:
 def _draw(a: analysis.Analysis, folder: str) -> dict[str, str]:
   """Draws what there is to draw; name -> path relative to `folder`."""
   wanted = {'parabolas': plots.parabolas, 'frontiers': plots.frontiers}
-  if any(l.value is not None for l in a.leverages):
+  if any(l.value is not None and l.activation > 0 for l in a.leverages):
     wanted['leverage'] = plots.leverage
   wanted['allocation'] = plots.allocation
   if a.surfaces or a.held_out:
@@ -225,14 +228,16 @@ def record(a: analysis.Analysis) -> dict[str, Any]:
   })  # fmt: skip
 
 
-def _fit_record(variant: str, found: fit.Fit, notes) -> dict[str, Any]:
+def _fit_record(
+  variant: str, law: str, found: fit.Fit, notes
+) -> dict[str, Any]:
   intervals = {}
   for place, name in enumerate(found.form.parameters):
     if found.draws is not None and name not in found.pinned:
-      near = fit.interval(found.draws[:, place])
+      near = resample.interval(found.draws[:, place])
       intervals[name] = near and vars(near)
   return {
-    'variant': variant, 'law': found.form.equation, 'method': found.method,
+    'variant': variant, 'law': law, 'method': found.method,
     'theta': found.theta, 'pinned': found.pinned, 'intervals': intervals,
     'objective': found.objective, 'n': len(found.residuals),
     'restarts': found.restarts, 'agreeing': found.agreeing,

@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 
-from moejax.scaling import fit
+from moejax.scaling import resample
 from moejax.scaling.analysis import Analysis
 from moejax.scaling.leverage import Leverage
 from moejax.scaling.page import count, number, percent, span
+
+# A mean error of the loss below this is not worth a doubt.
+NEGLIGIBLE_FRAC = 1e-3
 
 
 def findings(a: Analysis) -> list[str]:
@@ -34,9 +37,9 @@ def _coverage(a: Analysis) -> str:
   if len(budgets) > 1:
     spread = f'{spread} to {number(budgets[-1], 2)}'
   text = (
-    f'{len(a.runs)} of {total} runs were fitted: {_plural(a.variants, "variant")}'
-    f' ({", ".join(a.variants)}) at {_plural(budgets, "budget")} of {spread} '
-    'training FLOPs.'
+    f'{len(a.runs)} of {total} runs were fitted: '
+    f'{_plural(a.variants, "variant")} ({", ".join(a.variants)}) '
+    f'at {_plural(budgets, "budget")} of {spread} training FLOPs.'
   )
   if a.excluded:
     text += (
@@ -61,6 +64,8 @@ def _best(a: Analysis) -> str:
     f'loss {number(first.loss)} nats per token at {count(first.size)} '
     f'parameters and {count(first.tokens)} tokens'
   )
+  if not first.usable:
+    text += ' (the least sampled loss: its parabola has no usable vertex)'
   if len(order) == 1:
     return f'{text} (no other variant finished there).'
   second = order[1]
@@ -102,23 +107,27 @@ def _trends(a: Analysis) -> list[str]:
     if variant == a.dense or len(mine) < 2:
       continue
     first, last = mine[0], mine[-1]
-    move = 'grows' if last.value > first.value else 'falls'
     text = (
-      f'{variant}: leverage {move} from {number(first.value, 3)} at '
-      f'{number(first.budget, 2)} to {number(last.value, 3)} at '
-      f'{number(last.budget, 2)} FLOPs'
+      f'{variant}: leverage {number(first.value, 3)} at '
+      f'{number(first.budget, 2)} and {number(last.value, 3)} at '
+      f'{number(last.budget, 2)}'
     )
     if _apart(first.interval, last.interval):
-      out.append(f'{text}; the 95 % intervals do not overlap.')
+      move = 'grows' if last.value > first.value else 'falls'
+      out.append(f'{text} FLOPs: it {move}; the 95 % intervals are apart.')
+    elif first.interval is None or last.interval is None:
+      out.append(f'{text} FLOPs; without intervals this is no trend.')
     else:
       out.append(
-        f'{text}; the 95 % intervals overlap, so no trend with compute is '
-        'shown.'
+        f'{text} FLOPs; the 95 % intervals overlap, so no trend with '
+        'compute is shown.'
       )
   return out
 
 
-def _apart(one: fit.Interval | None, other: fit.Interval | None) -> bool:
+def _apart(
+  one: resample.Interval | None, other: resample.Interval | None
+) -> bool:
   if one is None or other is None:
     return False
   return one.high95 < other.low95 or other.high95 < one.low95
@@ -206,7 +215,7 @@ def _asymptotes(a: Analysis) -> list[str]:
     found = methods[0]
     near = None
     if found.draws is not None:
-      near = fit.interval(found.draws[:, found.form.parameters.index('E')])
+      near = resample.interval(found.draws[:, found.form.parameters.index('E')])
     if found.theta['E'] == 0:
       loose.append(f'{variant} (0)')
     elif near is not None and near.high95 - near.low95 > 0.2 * found.theta['E']:
@@ -226,8 +235,8 @@ def _biases(a: Analysis) -> list[str]:
   out = []
   for h in a.held_out:
     one_sided = len(h.errors) > 2 and len(set(np.sign(h.errors))) == 1
-    if one_sided and a.noise is not None:
-      one_sided = abs(h.errors.mean()) > a.noise.deviation
+    noise = a.noise.deviation if a.noise else NEGLIGIBLE_FRAC
+    one_sided = one_sided and abs(h.errors.mean()) > noise
     if one_sided:
       side = 'high' if h.errors[0] > 0 else 'low'
       out.append(

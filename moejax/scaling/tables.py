@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moejax.scaling import fit, page, runs
+from moejax.scaling import fit, page, resample, runs
 from moejax.scaling.analysis import Analysis
 from moejax.scaling.page import count, number, percent, span
 
@@ -20,7 +20,11 @@ def run_table(a: Analysis) -> page.Table:
     'D / N', 'FLOPs spent', 'loss', 'train loss', 'seed', 'seconds', 'tokens/s',
   )  # fmt: skip
   rows = []
-  for r in sorted(a.runs, key=lambda r: (r.budget, a.variants.index(r.variant), r.size, r.seed)):  # fmt: skip
+  order = {variant: place for place, variant in enumerate(a.variants)}
+  ordered = sorted(
+    a.runs, key=lambda r: (r.budget, order[r.variant], r.size, r.seed)
+  )
+  for r in ordered:
     rows.append((
       r.name, r.variant, number(r.budget, 3), count(r.size),
       count(_float(r.row.get('params_total'))), count(r.tokens),
@@ -58,7 +62,10 @@ def vertex_table(a: Analysis) -> page.Table:
     for p in a.of(variant):
       size = loss = None
       if p.draws is not None:
-        size, loss = fit.interval(p.draws.size), fit.interval(p.draws.loss)
+        size, loss = (
+          resample.interval(p.draws.size),
+          resample.interval(p.draws.loss),
+        )
       rows.append((
         variant, number(p.budget, 3), str(len(np.unique(p.sizes))),
         count(p.size), _counts(*p.flat) if p.flat else '-',
@@ -74,17 +81,17 @@ def _counts(low, high) -> str:
   return f'[{count(low)}, {count(high)}]'
 
 
-def fits(a: Analysis) -> Iterator[tuple[str, fit.Fit, tuple[str, ...]]]:
-  """Variant, fit and notes of everything that was fitted."""
+def fits(a: Analysis) -> Iterator[tuple[str, str, fit.Fit, tuple]]:
+  """Variant, equation, fit and notes of everything that was fitted."""
   for variant in a.variants:
     for found in a.surfaces.get(variant, ()):
-      yield variant, found, ()
+      yield variant, found.form.equation, found, ()
     if variant in a.frontiers:
       law = a.frontiers[variant]
-      yield variant, law.fit, law.notes
+      yield variant, law.fit.form.equation, law.fit, law.notes
     for what, law in a.allocations.get(variant, {}).items():
       letter = 'N*' if what == 'size' else 'D*'
-      yield variant, law.fit, (f'X is {letter}', *law.notes)
+      yield variant, f'{letter} = k C^a', law.fit, law.notes
 
 
 def coefficient_table(a: Analysis) -> page.Table:
@@ -94,7 +101,7 @@ def coefficient_table(a: Analysis) -> page.Table:
     '95 %', 'restarts agreeing', 'objective', 'n', 'notes',
   )  # fmt: skip
   rows = []
-  for variant, found, notes in fits(a):
+  for variant, law, found, notes in fits(a):
     for place, name in enumerate(found.form.parameters):
       first = place == 0
       facts = ('', '', '', '')
@@ -104,7 +111,7 @@ def coefficient_table(a: Analysis) -> page.Table:
           str(len(found.residuals)), '; '.join((*notes, *found.warnings)),
         )  # fmt: skip
       rows.append((
-        variant if first else '', found.form.equation if first else '',
+        variant if first else '', law if first else '',
         found.method if first else '', name, number(found.theta[name]),
         *_errors(found, place, name), *facts,
       ))  # fmt: skip
@@ -115,7 +122,7 @@ def _errors(found: fit.Fit, place: int, name: str) -> tuple[str, str, str]:
   if name in found.pinned:
     return 'pinned', '-', '-'
   drawn = None if found.draws is None else found.draws[:, place]
-  near = fit.interval(drawn)
+  near = resample.interval(drawn)
   if near is None:
     return '-', '-', '-'
   return (

@@ -208,8 +208,8 @@ def test_vmap_equals_every_expert():
   x, *rest = args
   run = jax.vmap(lambda x, ids: _results((x, *rest), ids, dy))
   got = jax.jit(run)(jnp.stack([x, 2 * x]), jnp.stack([ids, ids[::-1]]))
-  for i, (x, ids) in enumerate([(x, ids), (2 * x, ids[::-1])]):
-    want = _oracle((x, *rest), ids, dy, jax.nn.silu)
+  for i, (each, chosen) in enumerate([(x, ids), (2 * x, ids[::-1])]):
+    want = _oracle((each, *rest), chosen, dy, jax.nn.silu)
     _assert_close([a[i] for a in got], list(want), 1e-5)
 
 

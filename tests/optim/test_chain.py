@@ -21,6 +21,7 @@ NAMES = {
   },
 }
 SIZES = {'vocab': 7, 'embed': 6, 'layers': 2, 'expert': 3, 'mlp': 5}
+_AUTO = (jax.sharding.AxisType.Auto,) * 2
 COSINE = functools.partial(optim.cosine, peak=0.1, warmup_steps=2)
 
 
@@ -183,6 +184,37 @@ def test_state_names_mirror_parameters_and_replicate_the_rest(optimizer):
     else:
       assert set(names) <= {None}
   assert mirrored == (8 if isinstance(optimizer, optim.AdamW) else 7)
+
+
+@pytest.mark.parametrize('optimizer', [optim.AdamW(), optim.Muon()])
+def test_sharded_training_equals_one_device(optimizer):
+  mesh = jax.make_mesh((2, 3), ('data', 'expert'), axis_types=_AUTO)
+  rules = {'embed': 'data', 'expert': 'expert'}
+
+  def sharding(leaf, names):
+    del leaf
+    return jax.NamedSharding(mesh, jax.P(*[rules.get(name) for name in names]))
+
+  chain = optim.Chain(optimizer, COSINE)
+  alone, _ = _train(chain, _tree(0))
+  params = jax.eval_shape(lambda: _tree(0))
+  tx = chain.transformation(params, NAMES, total_steps=4)
+  shape = jax.eval_shape(tx.init, params)
+  homes = jax.tree.map(sharding, params, NAMES)
+  state_homes = jax.tree.map(
+    sharding, shape, optim.state_names(shape, params, NAMES)
+  )
+  spread = jax.device_put(_tree(0), homes)
+  state = jax.jit(tx.init, out_shardings=state_homes)(spread)
+  step = jax.jit(
+    lambda params, state, grads: tx.step(grads, state, params),
+    out_shardings=(homes, state_homes),
+    donate_argnums=(0, 1),
+  )
+  for seed in range(1, 5):
+    spread, state = step(spread, state, jax.device_put(_tree(seed), homes))
+  for path, value in _flat(spread).items():
+    np.testing.assert_allclose(value, _flat(alone)[path], atol=2e-5)
 
 
 def _is_names(node):

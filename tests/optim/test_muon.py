@@ -127,6 +127,16 @@ def test_only_matrices_go_to_muon(path, names, label):
   assert optim.Muon().label(parameter) == label
 
 
+def test_a_stack_of_one_unnamed_expert_is_a_matrix():
+  grad = _noise(2, 1, 16, 8)
+  update = _update(grad.shape, ('layers', None, 'embed', 'mlp'), [grad])
+  for layer in range(2):
+    want = -LR * 0.2 * np.sqrt(16) * _orthogonal(grad[layer, 0])
+    np.testing.assert_allclose(update[layer, 0], want, atol=2e-5)
+  bias = parameters.Parameter('shared/offset', (1, 8), (None, 'mlp'))
+  assert bias.is_vector
+
+
 def test_router_can_be_given_to_muon():
   names = ('embed', 'expert')
   parameter = parameters.Parameter('ffn/router/kernel', (8, 4), names)

@@ -1,0 +1,61 @@
+"""Which experts the tokens go to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moejax import stats
+from moejax.model import Model
+from moejax.types import Chosen, Context
+
+_NAME = 'router_ids'
+
+
+def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
+  """Expert ids that the routers choose.
+
+  Args:
+    model: any model whose routers make `Chosen` assignments.
+    variables: its parameters and balance state.
+    ctx: tokens, int32 [B, T].
+
+  Returns:
+    ids_NK int32 of each routed layer, in the order of the layers; the number
+    of experts stands for "no expert", as at padding.
+  """
+
+  def observe(call, args, kwargs, method):
+    result = call(*args, **kwargs)
+    # Only what the composer calls: a router may hold others.
+    if isinstance(result, Chosen) and method.module.name == 'router':
+      # Into a collection that the scan over layers carries.
+      method.module.sow('stats', _NAME, result.ids_NK)
+    return result
+
+  with nn.intercept_methods(observe):
+    _, written = model.apply(variables, ctx, mutable=['stats'])
+  groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])
+  # A group is the blocks of a period, each [repeats, N, K].
+  return [
+    block[repeat]
+    for group in groups
+    for repeat in range(group[0].shape[0])
+    for block in group
+  ]
+
+
+def counts_by_token(
+  ids_NK: jax.Array, tokens_BT: jax.Array, vocab: int, num_experts: int
+) -> jax.Array:
+  """f32 [V, E]: how often each token id went to each expert.
+
+  Its sum over V is the load of each expert.
+  """
+  token_R = jnp.repeat(tokens_BT.reshape(-1), ids_NK.shape[-1])
+  zeros = jnp.zeros((vocab, num_experts), jnp.float32)
+  # The id of "no expert" lies outside and is dropped.
+  return zeros.at[token_R, ids_NK.reshape(-1)].add(1.0, mode='drop')
