@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 
-from moejax import config_io, files
+from moejax import config_io, files, host
 
 
 def main(argv):
@@ -98,6 +98,7 @@ def _free():
   if jax is not None:
     jax.clear_caches()
   gc.collect()
+  host.return_freed_memory()
 
 
 if __name__ == '__main__':
