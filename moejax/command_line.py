@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from moejax import config_io, hyper, run_folder
+from moejax import config_io, run_folder
 from moejax.nearest import hint, nearest
+from moejax.sweep import hyper
 
 MODES = ('train', 'evaluate', 'generate')
 EXAMPLE = '--config=configs/tiny.py'
