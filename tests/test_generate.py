@@ -59,7 +59,7 @@ def test_greedy_decoding_is_a_loop_of_argmax_over_full_forwards(
   length = 10
 
   @jax.jit
-  def logits(tokens, used):
+  def logits(variables, tokens, used):
     place = jnp.arange(length)[None]
     segments = (place < used).astype(jnp.int32)
     outputs, _ = model.apply(variables, Context(tokens, place, segments))
@@ -70,7 +70,7 @@ def test_greedy_decoding_is_a_loop_of_argmax_over_full_forwards(
     for _ in range(NEW):
       padded = np.zeros((1, length), np.int32)
       padded[0, : len(ids)] = ids
-      ids.append(int(jnp.argmax(logits(padded, len(ids)))))
+      ids.append(int(jnp.argmax(logits(variables, padded, len(ids)))))
     assert ids[len(prompt) :] == got.tolist()
   assert len({tuple(row) for row in together[0].tolist()}) == len(PROMPTS)
 
