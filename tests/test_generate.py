@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import state
+from moejax import sharding, state
 from moejax.build import build
 from moejax.infer import decode, pad_prompts, sampler
 from moejax.types import Context
@@ -80,6 +80,16 @@ def test_prompts_of_different_lengths_equal_each_alone(trained, together):
   run = decoder(model, None)
   alone, _ = run(variables, pad_prompts([PROMPTS[2]]))
   np.testing.assert_array_equal(alone[0], together[0][2])
+
+
+def test_prompts_that_do_not_divide_the_devices_are_decoded_on_all(
+  trained, together
+):
+  model, variables = trained
+  mesh = sharding.make_mesh({'data': 8})
+  with sharding.use(mesh, sharding.RULES):
+    tokens, _ = decoder(model, None)(variables, pad_prompts(PROMPTS))
+  np.testing.assert_array_equal(tokens, together[0])
 
 
 def test_a_sequence_ends_at_the_end_id_and_the_others_go_on(trained, together):
