@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,89 +10,91 @@ from configs import common
 from moejax import balance, sharding, step
 from moejax.parts import Parts
 
+RATE = 0.02
 
-def setup(small, block, *, accumulate=1, peak=1e-2, losses=None, **fields):
-  """(parts, state, jitted step, gradient) of a small model."""
-  config = small.config(
-    model=small.model({'block': block}),
-    losses=losses if losses is not None else {'load': 0.01, 'z': 0.001},
-  )
-  config.optim = common.node(
-    'optim.Chain',
-    optimizer=common.node('optim.AdamW'),
-    schedule=common.node('optim.constant', peak=peak),
-    clip_norm=1.0,
-  )
+
+def setup(small, block, losses, *accumulate):
+  """(initial state, a jitted step for each number of micro-batches)."""
+  config = small.config(model=small.model({'block': block}), losses=losses)
+  config.optim.schedule = common.node('optim.constant', peak=1e-2)
   parts = Parts(config)
-  taken = jax.jit(
-    step.train_step(
-      parts.model,
-      parts.tx,
-      loss=parts.loss,
-      weights=dict(config.losses),
-      accumulate=accumulate,
-      **fields,
+  steps = [
+    jax.jit(
+      step.train_step(
+        parts.model,
+        parts.tx,
+        loss=parts.loss,
+        weights=dict(losses),
+        accumulate=count,
+        bias_update=functools.partial(balance.bias_update, rate=RATE),
+      )
     )
-  )
-  return parts, taken
-
-
-@pytest.fixture
-def new(one_device):
-  """Makes a state on one device."""
-
-  def make(parts):
+    for count in accumulate
+  ]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'device_count', lambda: 1)
     with sharding.use(parts.mesh, parts.rules):
-      return jax.tree.map(jnp.asarray, parts.new_state())
+      # On the host: the steps below run without a mesh.
+      return jax.tree.map(np.asarray, parts.new_state()), *steps
 
-  return make
 
-
-def only_z():
-  return common.block(
-    common.attention(2, 1),
-    common.moe(4, 2, 8, balance={'z': common.node('balance.z')}),
+@pytest.fixture(scope='module')
+def sparse(small):
+  """(state, step, step of 4 micro-batches), with selection biases."""
+  router = common.node(
+    'routers.Router',
+    score=common.node('routers.scores.Linear', num_experts=4),
+    k=2,
+    select=common.node('routers.select.top_k'),
+    weigh=common.node('routers.weigh.sigmoid'),
+    affinity=common.node('routers.affinities.sigmoid'),
+    selection_bias=True,
   )
+  # No load loss: it is not linear in the micro-batches.
+  terms = {'z': common.node('balance.z')}
+  block = small.sparse(router=router, balance=terms)
+  return setup(small, block, {'z': 0.01}, 1, 4)
 
 
-def test_accumulated_micro_batches_equal_one_batch(small, new):
+@pytest.fixture(scope='module')
+def dense(small):
+  return setup(small, small.dense(), {}, 1)
+
+
+def copy(state):
+  return jax.tree.map(np.array, state)
+
+
+def test_accumulated_micro_batches_equal_one_batch(small, sparse):
+  state, *steps = sparse
   batch = small.rows(0, batch=8, padding=(0, 5, 2, 8, 1))
-  states, values = [], []
-  for accumulate in (1, 4):
-    parts, taken = setup(
-      small, only_z(), accumulate=accumulate, losses={'z': 0.1}
-    )
-    state, metrics = taken(new(parts), batch)
-    states.append(state)
-    values.append(metrics)
-  assert states[0].step == states[1].step == 1
-  for name in values[0]:
+  (one, values), (four, others) = (taken(state, batch) for taken in steps)
+  assert one.step == four.step == 1
+  assert values.keys() == others.keys()
+  for name in values:
     np.testing.assert_allclose(
-      *(v[name] for v in values), rtol=1e-5, err_msg=name
+      values[name], others[name], rtol=1e-5, err_msg=name
     )
-  moments = [jax.tree.leaves(s.opt_state) for s in states]
-  for a, b in zip(*moments, strict=True):
+  trees = [jax.tree.leaves((s.opt_state, s.balance)) for s in (one, four)]
+  for a, b in zip(*trees, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)
-  # Adam's first step has the sign of the gradient: noise around 0 counts.
-  for a, b in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
-    assert np.mean(np.abs(a - b) > 1e-4) < 0.01
+  # Adam's first step has the sign of the gradient, whose noise around 0
+  # counts: so almost all parameters, to the last bits of a step of 1e-2.
+  for a, b in zip(
+    *(jax.tree.leaves(s.params) for s in (one, four)), strict=True
+  ):
+    assert np.mean(np.abs(a - b) > 1e-5) < 0.01
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_its_counts(small, new):
-  block = common.block(
-    common.attention(2, 1),
-    common.moe(4, 2, 8, router=biased_router(4)),
-  )
-  parts, taken = setup(
-    small, block, bias_update=functools.partial(balance.bias_update, rate=0.1)
-  )
+def test_a_step_that_is_not_finite_changes_nothing_but_its_counts(
+  small, sparse
+):
+  start, taken, _ = sparse
   batch = small.rows(0)
-  state, _ = taken(new(parts), batch)
-  assert np.abs(bias_of(state)).max() > 0
-  poisoned = jax.tree.map(jnp.array, state)
-  poisoned.params['final_norm']['scale'] = (
-    poisoned.params['final_norm']['scale'].at[0].set(jnp.nan)
-  )
+  state, _ = taken(start, batch)
+  assert np.abs(router_of(state.balance)['bias']).max() > 0
+  poisoned = copy(state)
+  poisoned.params['final_norm']['scale'][0] = np.nan
   after, metrics = taken(poisoned, batch)
   assert metrics['skipped_steps'] == metrics['skipped_in_a_row'] == 1
   assert after.step == state.step + 1
@@ -101,71 +102,37 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counts(small, new):
   kept = [after.params, after.balance, after.opt_state.inner]
   for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(kept), strict=True):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-  healthy = after.replace(params=state.params)
-  _, metrics = taken(healthy, batch)
+  _, metrics = taken(after.replace(params=state.params), batch)
   assert metrics['skipped_steps'] == 1 and metrics['skipped_in_a_row'] == 0
 
 
 @pytest.mark.parametrize('kind', ['dense', 'sparse'])
 def test_a_model_overfits_one_batch_to_a_loss_below_a_hundredth(
-  small, new, kind
+  small, kind, request
 ):
-  parts, taken = setup(
-    small,
-    getattr(small, kind)(),
-    losses={} if kind == 'dense' else {'load': 0.01, 'z': 0.001},
-  )
-  state, batch = new(parts), small.rows(0)
-  first = None
+  state, taken, *_ = request.getfixturevalue(kind)
+  batch, losses = small.rows(0), []
   for _ in range(200):
     state, metrics = taken(state, batch)
-    first = first or metrics['loss']
-  assert first > 2
-  assert metrics['loss'] < 0.01
+    losses.append(float(metrics['loss']))
+  assert losses[0] > 2
+  assert losses[-1] < 0.01
 
 
-def biased_router(num_experts):
-  return common.node(
-    'routers.Router',
-    score=common.node('routers.scores.Linear', num_experts=num_experts),
-    k=2,
-    select=common.node('routers.select.top_k'),
-    weigh=common.node('routers.weigh.sigmoid'),
-    affinity=common.node('routers.affinities.sigmoid'),
-    selection_bias=True,
-  )
+def router_of(tree):
+  return tree['layers']['blocks_0']['ffn']['router']
 
 
-def bias_of(state):
-  leaves = jax.tree_util.tree_leaves_with_path(state.balance)
-  found = [leaf for path, leaf in leaves if 'bias' in str(path[-1])]
-  assert len(found) == 1
-  return np.asarray(found[0])[0]
-
-
-def test_the_bias_update_balances_a_skewed_router(small, new):
-  block = common.block(
-    common.attention(2, 1),
-    common.moe(4, 2, 8, router=biased_router(4), balance={}),
-  )
-  parts, taken = setup(
-    small,
-    block,
-    losses={},
-    peak=1e-8,  # the weights stay: only the biases move
-    bias_update=functools.partial(balance.bias_update, rate=0.02),
-  )
-  state, batch = new(parts), small.rows(0, batch=4, length=16)
-  score = state.params['layers']['blocks_0']['ffn']['router']['score']
-  kernel = np.array(score['kernel'])
-  score['kernel'] = jnp.asarray(0.3 * kernel)
-  skew = {'bias': jnp.asarray([[0.5, 0.5, 0.0, 0.0]])}
-  state.balance['layers']['blocks_0']['ffn']['router'].update(skew)
-  loads = []
+def test_the_bias_update_balances_a_skewed_router(small, sparse):
+  start, taken, _ = sparse
+  state, batch = copy(start), small.rows(0, batch=4, length=16)
+  router_of(state.params)['score']['kernel'][:] *= 0.3
+  router_of(state.balance)['bias'][:] = [0.5, 0.5, 0.0, 0.0]
+  params, loads = state.params, []
   for _ in range(60):
-    state, metrics = taken(state, batch)
+    # The weights stay: only the biases move.
+    state, metrics = taken(state.replace(params=params), batch)
     loads.append(float(metrics['moe/load_max_over_mean'][0]))
   assert loads[0] == 2.0  # all tokens on two of four
   assert max(loads[-5:]) < 1.3
-  counts = jax.tree_util.tree_leaves_with_path(state.balance)
-  assert all((c == 0).all() for p, c in counts if 'counts' in str(p[-1]))
+  assert (router_of(state.balance)['counts'] == 0).all()

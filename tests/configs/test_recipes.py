@@ -75,6 +75,13 @@ def test_no_golden_listing_is_left_without_its_recipe():
   assert found == set(map(name_of, RECIPES))
 
 
+def slow_if_of_a_paper(path):
+  # The step compiles for seconds, and there is no end of papers.
+  marks = [pytest.mark.slow] if 'papers' in path.parts else []
+  return pytest.param(path, id=name_of(path), marks=marks)
+
+
+@pytest.mark.parametrize('path', list(map(slow_if_of_a_paper, RECIPES)))
 def test_the_smoke_form_takes_two_steps(path, text, tmp_path, one_device):
   config = load_recipe(str(path)).get_config('smoke')
   assert config.train.steps == 2
