@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from moejax import build, files
-from moejax.main import load_recipe
+from moejax.command_line import load_recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIELDS = ('arxiv', 'mechanisms', 'status', 'title')
