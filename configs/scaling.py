@@ -15,7 +15,7 @@ from configs import common
 
 # Width and layers of each size, smallest first.
 SIZES = {
-  'cpu': ((16, 2), (24, 2), (32, 2), (48, 2), (64, 2), (96, 2)),
+  'cpu': ((16, 2), (24, 2), (32, 2), (48, 2), (64, 2)),
   'pod': (
     (384, 8),
     (512, 8),
@@ -28,7 +28,7 @@ SIZES = {
 }
 # Training FLOPs, and which sizes spend them.
 BUDGETS = {
-  'cpu': {6e10: (0, 1, 2, 3), 1.8e11: (1, 2, 3, 4), 5.4e11: (2, 3, 4, 5)},
+  'cpu': {5e10: (0, 1, 2, 3), 1.5e11: (0, 1, 2, 3), 4.5e11: (1, 2, 3, 4)},
   'pod': {2e18: (0, 1, 2, 3), 2e19: (1, 2, 3, 4, 5), 2e20: (3, 4, 5, 6)},
 }
 # Experts at 2 active ones: the activation ratio is 2 / experts.
@@ -53,7 +53,7 @@ def get_config(arg=None):
   if arg.scale == 'cpu':
     config.train.batch_size = 4
     config.train.seq_len = 128
-    config.evaluate.batches = 256
+    config.evaluate.batches = 128
     config.log.every_steps = 100
     config.log.tensorboard = False
   else:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from moejax import config_io, hyper, run_folder
+from moejax import config_io, run_folder
 from moejax.nearest import hint, nearest
+from moejax.sweep import hyper
 
 MODES = ('train', 'evaluate', 'generate')
 EXAMPLE = '--config=configs/tiny.py'
@@ -160,7 +161,7 @@ def load_recipe(path: str) -> Any:
   """Imports the file of a recipe.
 
   Raises:
-    ValueError: no such file, or one that is no recipe.
+    ValueError: no such file, or one that cannot be imported.
   """
   file = pathlib.Path(path)
   if not file.is_file() or file.suffix != '.py':
@@ -177,11 +178,6 @@ def load_recipe(path: str) -> Any:
     spec.loader.exec_module(module)
   except Exception as error:
     raise ValueError(_blame(error, path)) from error
-  if not callable(getattr(module, 'get_config', None)):
-    raise ValueError(
-      f'--config={path!r} defines no get_config(), so it is no recipe; add it, '
-      f'or give another file, such as {EXAMPLE}.'
-    )
   return module
 
 
@@ -189,8 +185,13 @@ def get_config(recipe: Any, path: str, argument: str | None) -> ConfigDict:
   """The recipe's config for its argument.
 
   Raises:
-    ValueError: the recipe refuses the argument, or fails.
+    ValueError: there is no get_config, it refuses the argument, or it fails.
   """
+  if not callable(getattr(recipe, 'get_config', None)):
+    raise ValueError(
+      f'--config={path!r} defines no get_config(), so it is no recipe; add it, '
+      f'or give another file, such as {EXAMPLE}.'
+    )
   if argument is not None and not _parameters(recipe.get_config):
     raise ValueError(
       f'--config={path}:{argument}: this recipe takes no argument; leave out '

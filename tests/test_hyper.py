@@ -2,7 +2,7 @@
 
 import pytest
 
-from moejax import hyper
+from moejax.sweep import hyper
 
 
 def test_product_is_every_combination_in_order():

@@ -16,8 +16,9 @@ from rich import console as rich_console
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from moejax import metrics, sweep_worker
+from moejax import metrics
 from moejax.metrics import provenance
+from moejax.sweep import worker as sweep_worker
 
 
 def _lines(workdir):

@@ -16,7 +16,10 @@ import ml_collections
 import pytest
 from rich import console as rich_console
 
-from moejax import config_io, hyper, sweep, sweep_pool, sweep_status
+from moejax import config_io, sweep
+from moejax.sweep import hyper
+from moejax.sweep import pool as sweep_pool
+from moejax.sweep import status as sweep_status
 
 # What a worker trains: it counts its calls, waits for a file where it is told
 # to, and resumes from its own 'checkpoint'.
@@ -214,7 +217,8 @@ def test_a_train_function_that_cannot_be_found_is_refused(tmp_path):
 PARENT = """
 import sys
 import ml_collections
-from moejax import hyper, sweep
+from moejax import sweep
+from moejax.sweep import hyper
 def say(line):
   print(line, flush=True)
 try:
@@ -323,7 +327,7 @@ def test_a_terminal_gets_one_line_of_counts_and_the_failures(monkeypatch):
 def test_time_left_weighs_cells_by_cost(monkeypatch, costs, left):
   times = iter([0.0, 10.0])
   fake = types.SimpleNamespace(monotonic=lambda: next(times))
-  monkeypatch.setattr('moejax.sweep_status.time', fake)
+  monkeypatch.setattr('moejax.sweep.status.time', fake)
   lines = []
   with sweep_status.Status(costs, lines.append) as status:
     status.finish({'name': 'a', 'status': 'ok'}, 1.0, 10.0)

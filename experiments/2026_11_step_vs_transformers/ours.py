@@ -12,19 +12,20 @@ import jax
 import numpy as np
 
 from configs import common
-from moejax import sharding, step
+from moejax import host, sharding, step
 from moejax.parts import Parts
 
 
 def get_config(arg=None):
   """The recipe of the benchmark; balance terms are off on both sides."""
-  common.parse_arg(arg)
+  arg = common.parse_arg(arg, remat='')
   config = common.base()
   config.model = common.node(
     'model.Model',
     vocab=512,
     width=256,
     tied=False,
+    remat=arg.remat or None,
     blocks={
       'sparse': common.block(
         common.attention(4, 2, head_dim=64),
@@ -56,9 +57,9 @@ def batch():
   }
 
 
-def trainer():
+def trainer(arg=None):
   """-> the jitted step, its first state and its batch, as `train` has them."""
-  parts = Parts(get_config())
+  parts = Parts(get_config(arg))
   run = jax.jit(
     step.train_step(parts.model, parts.tx, loss=parts.loss, weights={}),
     donate_argnums=0,
@@ -70,9 +71,11 @@ def trainer():
 
 
 def main():
-  run, parts, data = trainer()
+  run, parts, data = trainer(*sys.argv[1:])
   with sharding.use(parts.mesh, parts.rules):
     state = parts.new_state()
+    run = run.lower(state, data).compile()
+    host.return_freed_memory()
     for _ in range(3):
       state, values = run(state, data)
       values['loss'].block_until_ready()

@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.choose import Entry, choose
 from pallas_kernels.expert_ffn import cpu, reference, rows
 from pallas_kernels.expert_ffn.plan import plan
 
+# What a rematerialisation policy can name to keep the products' results.
+PRE_ACTIVATIONS = 'expert_pre_activations'
 NAMES = ('tiles', 'rows', 'reference')
 
 
@@ -32,7 +35,9 @@ def expert_ffn(
 
   The backward pass keeps the inputs and the pre-activations x gate and x up,
   nothing else of that size; a call without a gradient keeps nothing. The
-  weights get their gradient, so that any router can be trained.
+  weights get their gradient, so that any router can be trained. Under
+  `jax.checkpoint` a policy that saves the name `PRE_ACTIVATIONS` spares the
+  forward pass a second run.
 
   Args:
     x_ND: [N, D] tokens, f32 or bf16.
@@ -80,6 +85,7 @@ def _expert_ffn(activation, implementation, x_ND, matrices, weights_NK, p):
 def _forward(activation, implementation, x_ND, matrices, weights_NK, p):
   args = (x_ND, matrices, weights_NK, p)
   y_ND, kept = _run('forward', activation, implementation, args, keep=True)
+  kept = checkpoint_name(kept, PRE_ACTIVATIONS)
   return y_ND, (*args, kept)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.expert_ffn.api import expert_ffn
+from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS, expert_ffn
 
 IMPLEMENTATIONS = [None, 'rows', 'reference']
 # name -> N, D, F, E, K
@@ -225,6 +225,22 @@ def test_backward_keeps_only_inputs_and_pre_activations():
     if hasattr(a, 'dtype') and jnp.issubdtype(a.dtype, jnp.floating)
   )
   assert kept == n * d + 2 * n * k * f + n * k + 3 * e * d * f
+
+
+def test_a_policy_that_names_pre_activations_spares_the_second_forward():
+  args, ids, dy = _inputs(SHAPES['smoke'])
+
+  def products(policy):
+    wrap = functools.partial(jax.checkpoint, policy=policy)
+    results = functools.partial(_results, wrap=wrap, implementation='tiles')
+    f = jax.jit(lambda args, dy: results(args, ids, dy))
+    return f.lower(args, dy).compile().as_text().count(' while(')
+
+  policies = jax.checkpoint_policies
+  named = policies.save_only_these_names(PRE_ACTIVATIONS)
+  assert products(named) < products(policies.nothing_saveable)
+  got = _results(args, ids, dy, wrap=jax.checkpoint)
+  _assert_close(got, _oracle(args, ids, dy, jax.nn.silu), 1e-5)
 
 
 def test_forward_alone_keeps_no_pre_activations():

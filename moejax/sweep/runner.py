@@ -16,9 +16,10 @@ import threading
 import time
 from typing import NamedTuple
 
-from moejax import config_io, files, hyper, run_folder
-from moejax.sweep_pool import Pool
-from moejax.sweep_status import Status
+from moejax import config_io, files, run_folder
+from moejax.sweep import hyper
+from moejax.sweep.pool import Pool
+from moejax.sweep.status import Status
 
 
 class _Job(NamedTuple):

@@ -96,7 +96,7 @@ class Pool:
     if cpus is not None:
       env |= dict.fromkeys(_THREAD_VARIABLES, str(len(cpus)))
     return subprocess.Popen(
-      [sys.executable, '-m', 'moejax.sweep_worker', self._train]
+      [sys.executable, '-m', 'moejax.sweep.worker', self._train]
       + [str(cpu) for cpu in cpus or ()],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,

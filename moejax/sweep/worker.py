@@ -1,6 +1,6 @@
 """A process that trains the cells of a sweep, one after the other.
 
-`sweep.run` starts it as `python -m moejax.sweep_worker <function> [cpu ...]`
+`sweep.run` starts it as `python -m moejax.sweep.worker <function> [cpu ...]`
 and writes the folder of a cell to its standard input, a line at a time; for
 each it answers with one line of JSON. Imports are paid once for many cells.
 When the input closes, the parent is gone and the process ends at once, so that
@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 
-from moejax import config_io, files
+from moejax import config_io, files, host
 
 
 def main(argv):
@@ -98,6 +98,7 @@ def _free():
   if jax is not None:
     jax.clear_caches()
   gc.collect()
+  host.return_freed_memory()
 
 
 if __name__ == '__main__':
