@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from moejax import command_line, fields, hyper, mixers, papers, step, validate
+from moejax import command_line, fields, mixers, papers, step, validate
 from moejax.build import build, find
 from moejax.config_io import override
 from moejax.parts import Parts
 from moejax.routers import scores
+from moejax.sweep import hyper
 from moejax.types import Context
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
