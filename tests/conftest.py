@@ -101,3 +101,20 @@ def small():
 def one_device(monkeypatch):
   """Lets a run believe that there is one device."""
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
+
+
+@pytest.fixture(scope='session')
+def text(tmp_path_factory):
+  """A data node: a few small files, with all splits."""
+  folder = tmp_path_factory.mktemp('text')
+  rng = np.random.default_rng(0)
+  words = np.array('a bit of text that no test has to read twice'.split())
+  for split, count in (('train', 12), ('validation', 2), ('test', 2)):
+    for i in range(count):
+      line = ' '.join(rng.choice(words, 60))
+      (folder / f'{split}_{i}.txt').write_text(line)
+  patterns = {s: str(folder / f'{s}_*.txt') for s in ('validation', 'test')}
+  files = common.node(
+    'data.Files', pattern=str(folder / 'train_*.txt'), **patterns
+  )
+  return common.node('data.Text', sources={'files': files})
