@@ -32,19 +32,16 @@ setuptools.setup(
   ],
   extras_require={
     'test': [
-      'chex',
       'hypothesis',
       'ipykernel',
       'nbclient',
       'nbformat',
       'pytest',
-      'pytest-xdist',
       'ruff==0.17.6',
     ],
     # jax 0.10.2 belongs with libtpu 0.0.42.*: a mismatched pair compiles
     # ragged_dot dense on most TPUs.
     'aot': ['libtpu==0.0.42.*'],
     'cuda': ['jax[cuda12]'],
-    'wandb': ['wandb'],
   },
 )

@@ -18,9 +18,16 @@ from moejax.state import abstract_variables
 TRAIN_OVER_FORWARD = 3
 
 
-def parameter_rows(model: Model) -> list[Parameter]:
-  """All parameters, sorted by path."""
-  shapes, names = abstract_variables(model)
+def parameter_rows(
+  model: Model, variables: tuple[Any, Any] | None = None
+) -> list[Parameter]:
+  """All parameters, sorted by path.
+
+  Args:
+    model: the model.
+    variables: what `abstract_variables(model)` gave, if it is at hand.
+  """
+  shapes, names = variables or abstract_variables(model)
   fracs = model.active_fracs()
   leaves = jax.tree_util.tree_leaves_with_path(shapes['params'])
   axes = jax.tree.leaves(names['params'], is_leaf=is_axes)
@@ -42,9 +49,11 @@ def train_flops_per_token(model: Model, seq_len: int) -> float:
   return TRAIN_OVER_FORWARD * model.flops(seq_len)
 
 
-def describe(model: Model, seq_len: int) -> dict[str, Any]:
+def describe(
+  model: Model, seq_len: int, variables: tuple[Any, Any] | None = None
+) -> dict[str, Any]:
   """The parameter totals and the FLOPs, as recorded with a result."""
-  totals = metrics.parameter_totals(parameter_rows(model))
+  totals = metrics.parameter_totals(parameter_rows(model, variables))
   return {
     'params_total': totals['total'],
     'params_active': totals['active'],

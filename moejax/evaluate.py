@@ -66,7 +66,7 @@ def restore(parts: Parts, workdir: str):
     ValueError: if there is none.
   """
   with Checkpoints(f'{workdir}/checkpoints') as checkpoints:
-    found = checkpoints.restore(parts.abstract_state(), None)
+    found = checkpoints.restore(parts.abstract_state, None)
   if found is None:
     raise ValueError(
       f'workdir={str(workdir)!r} holds no checkpoint; train there first, with '

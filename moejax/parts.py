@@ -26,6 +26,11 @@ class Parts:
     return build(self.config.model, 'config.model')
 
   @functools.cached_property
+  def variables(self):
+    """Shapes of the variables, and their logical axis names."""
+    return state.abstract_variables(self.model)
+
+  @functools.cached_property
   def data(self):
     return build(self.config.data, 'config.data')
 
@@ -54,7 +59,7 @@ class Parts:
   @functools.cached_property
   def tx(self):
     """The optax transformation for this model's parameters."""
-    shapes, names = state.abstract_variables(self.model)
+    shapes, names = self.variables
     return self.optimizer.transformation(
       shapes['params'], names['params'], total_steps=self.steps
     )
@@ -77,18 +82,21 @@ class Parts:
     return sharding.batch_sharding(self.mesh, self.rules)
 
   @functools.cached_property
+  def abstract_state(self):
+    """The TrainState as shapes with shardings, to restore into."""
+    return state.abstract(self.variables, self.tx, self.mesh, self.rules)
+
+  @functools.cached_property
   def state_shardings(self):
-    return state.state_shardings(self.model, self.tx, self.mesh, self.rules)
+    """A TrainState of NamedShardings."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
   def new_state(self):
     """A freshly initialised TrainState."""
-    return state.init(
-      self.model, self.tx, self.config.seed, self.mesh, self.rules
-    )
-
-  def abstract_state(self):
-    """The TrainState as shapes with shardings, to restore into."""
-    return state.abstract(self.model, self.tx, self.mesh, self.rules)
+    with sharding.use(self.mesh, self.rules):
+      return state.init(
+        self.model, self.tx, self.config.seed, self.state_shardings
+      )
 
   def batches(self, split: str, epochs: int | None):
     """This process's share of the batches of a split, as numpy arrays."""

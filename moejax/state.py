@@ -77,10 +77,16 @@ def init(
   model: nn.Module,
   tx: optim.SkipNonfinite,
   seed: int,
-  mesh: jax.sharding.Mesh,
-  rules: sharding.Rules,
+  where: TrainState,
 ) -> TrainState:
-  """A new state, each array made on the devices that hold it."""
+  """A new state, each array made on the devices that hold it.
+
+  Args:
+    model: the model.
+    tx: of `optim.Chain`.
+    seed: of the parameters.
+    where: NamedShardings.
+  """
 
   def make(key):
     variables = nn.unbox(model.init(key, blank_context()))
@@ -92,40 +98,44 @@ def init(
       balance=variables.get('balance', {}),
     )
 
-  where = state_shardings(model, tx, mesh, rules)
-  with sharding.use(mesh, rules):
-    return jax.jit(make, out_shardings=where)(jax.random.key(seed))
+  # It runs once: on a CPU most of its time would go into optimising it.
+  on_cpu = where.step.mesh.devices.flat[0].platform == 'cpu'
+  options = {'xla_backend_optimization_level': 0} if on_cpu else None
+  jitted = jax.jit(make, out_shardings=where, compiler_options=options)
+  return jitted(jax.random.key(seed))
 
 
-def state_shardings(model, tx, mesh, rules) -> TrainState:
-  """A TrainState of NamedShardings."""
-  shapes, names = abstract_variables(model)
-  opt_shapes = jax.eval_shape(tx.init, shapes['params'])
-  opt_names = optim.state_names(opt_shapes, shapes['params'], names['params'])
-  return sharding.shardings(
-    TrainState(
-      step=(),
-      params=names['params'],
-      opt_state=opt_names,
-      balance=names['balance'],
-    ),
-    mesh,
-    rules,
-  )
+def abstract(
+  variables: tuple[Any, Any],
+  tx: optim.SkipNonfinite,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+) -> TrainState:
+  """The state as ShapeDtypeStructs with shardings, to restore into.
 
-
-def abstract(model, tx, mesh, rules) -> TrainState:
-  """The state as ShapeDtypeStructs with shardings, to restore into."""
-  shapes, _ = abstract_variables(model)
+  Args:
+    variables: shapes and axis names, from `abstract_variables`.
+    tx: of `optim.Chain`.
+    mesh: the mesh.
+    rules: logical axis to mesh axis.
+  """
+  shapes, names = variables
   state = TrainState(
     step=jax.ShapeDtypeStruct((), jnp.int32),
     params=shapes['params'],
     opt_state=jax.eval_shape(tx.init, shapes['params']),
     balance=shapes['balance'],
   )
-  where = state_shardings(model, tx, mesh, rules)
+  axes = TrainState(
+    step=(),
+    params=names['params'],
+    opt_state=optim.state_names(
+      state.opt_state, shapes['params'], names['params']
+    ),
+    balance=names['balance'],
+  )
   return jax.tree.map(
-    lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
     state,
-    where,
+    sharding.shardings(axes, mesh, rules),
   )

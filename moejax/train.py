@@ -18,6 +18,7 @@ from moejax import (
   config_io,
   files,
   generate,
+  host,
   metrics,
   run_folder,
   sharding,
@@ -90,7 +91,9 @@ class Run:
     )
     self.evaluator = Evaluator(parts)
     self.data = parts.batches('train', epochs=None)
-    self.costs = accounting.describe(parts.model, config.train.seq_len)
+    self.costs = accounting.describe(
+      parts.model, config.train.seq_len, parts.variables
+    )
 
   def go(self, sample: bool = False) -> dict[str, Any]:
     """Trains, evaluates, perhaps samples, and returns the result."""
@@ -116,25 +119,27 @@ class Run:
       return result
 
   def _start(self, checkpoints, writer):
-    found = checkpoints.restore(self.parts.abstract_state(), self.data)
+    found = checkpoints.restore(self.parts.abstract_state, self.data)
     now, first = found or (self.parts.new_state(), 0)
     writer.rewind(first)
     if jax.process_index() == 0:
       if first:
         print(f'going on from step {first} in {self.folder}', flush=True)
       else:
-        rows = accounting.parameter_rows(self.parts.model)
+        rows = accounting.parameter_rows(self.parts.model, self.parts.variables)
         print(metrics.parameter_table(rows), flush=True)
     return now, first
 
   def _loop(self, now, first, checkpoints, writer, termination, meter):
     config, total = self.config, self.parts.steps
+    step_fn = None
     with metrics.Progress(total, start_step=first) as progress:
       for index in range(first + 1, total + 1):
-        host = next(self.data)
-        check_tokens(host, self.parts.model.vocab)
-        batch = sharding.put_batch(host, self.parts.batch_sharding)
-        now, values = self.step(now, batch)
+        rows = next(self.data)
+        check_tokens(rows, self.parts.model.vocab)
+        batch = sharding.put_batch(rows, self.parts.batch_sharding)
+        step_fn = step_fn or self._compiled(now, batch)
+        now, values = step_fn(now, batch)
         logged = index % config.log.every_steps == 0 or index in (1, total)
         # The first step after a start compiles: it only sets the clock.
         if logged or index == first + 1:
@@ -157,6 +162,12 @@ class Run:
             f'stopped at step {index} of {total}; run again to go on.'
           )
     return now
+
+  def _compiled(self, now, batch):
+    compiled = self.step.lower(now, batch).compile()
+    # What the compiler took would otherwise add to the peak of the steps.
+    host.return_freed_memory()
+    return compiled
 
   def _evaluates(self, index):
     every = self.config.evaluate.every_steps

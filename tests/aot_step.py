@@ -63,7 +63,7 @@ def compile_step(mesh, dispatch):
   do = step.train_step(
     parts.model, parts.tx, loss=parts.loss, weights=dict(config.losses)
   )
-  abstract = state.abstract(parts.model, parts.tx, mesh, parts.rules)
+  abstract = state.abstract(parts.variables, parts.tx, mesh, parts.rules)
   with sharding.use(mesh, parts.rules):
     lowered = jax.jit(do, donate_argnums=0).lower(
       abstract, dict.fromkeys(names, row)

@@ -39,6 +39,7 @@ def test_a_recipe_has_five_headings_and_its_own_command(recipe):
 GOOD = dict(
   title='A', arxiv='2101.03961', mechanisms=('dispatch.Sort',), status='recipe'
 )
+RECIPE = 'PAPER = {!r}\n\n\ndef get_config(arg=None):\n  return None\n'
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ GOOD = dict(
 def test_a_wrong_entry_is_refused_by_recipe_and_field(tmp_path, change, named):
   recipe = tmp_path / 'configs' / 'papers' / 'routing' / 'wrong.py'
   recipe.parent.mkdir(parents=True)
-  recipe.write_text(f'PAPER = {GOOD | change!r}\n')
+  recipe.write_text(RECIPE.format(GOOD | change))
   with pytest.raises(ValueError, match='configs/papers/routing/wrong') as error:
     papers.page(tmp_path)
   assert named in str(error.value)
@@ -63,7 +64,7 @@ def test_a_wrong_entry_is_refused_by_recipe_and_field(tmp_path, change, named):
 def test_a_new_recipe_appears_without_being_listed_anywhere(tmp_path):
   recipe = tmp_path / 'configs' / 'papers' / 'memory' / 'new.py'
   recipe.parent.mkdir(parents=True)
-  recipe.write_text(f'PAPER = {GOOD!r}\n')
+  recipe.write_text(RECIPE.format(GOOD))
   last = papers.page(tmp_path).splitlines()[-1]
   assert last == (
     '| [A](configs/papers/memory/new.py) | '

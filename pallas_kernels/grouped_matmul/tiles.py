@@ -41,17 +41,21 @@ class Tiles:
   row_counts: tuple[int, ...] = struct.field(pytree_node=False)
 
 
-def row_counts(rows: int) -> tuple[int, ...]:
-  """The static row counts of tiles of at most `rows` rows."""
-  steps = range(STEP_ROWS, MOST_ROWS + 1, STEP_ROWS)
-  return tuple(n for n in steps if n < rows) + (
-    (rows,) if rows <= MOST_ROWS else ()
-  )
+def row_counts(rows: int, groups: int) -> tuple[int, ...]:
+  """The static row counts of tiles, for `rows` rows in `groups` groups.
+
+  Each one is a loop to compile. Tiles of more than twice an even share would
+  seldom be used: a group that is larger gets several.
+  """
+  share = -(-2 * rows // (groups * STEP_ROWS)) * STEP_ROWS
+  most = min(MOST_ROWS, max(STEP_ROWS, share))
+  steps = range(STEP_ROWS, most + 1, STEP_ROWS)
+  return tuple(n for n in steps if n < rows) + ((rows,) if rows <= most else ())
 
 
 def cut(sizes_E: jax.Array, rows: int) -> Tiles:
   """Cuts `rows` rows in groups of `sizes_E` rows into tiles."""
-  counts = row_counts(rows)
+  counts = row_counts(rows, sizes_E.shape[0])
   most = counts[-1]
   tiles_E = -(-sizes_E // most)
   # An even split, rounded up, wastes less than one large and one tiny tile.

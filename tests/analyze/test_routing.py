@@ -37,7 +37,7 @@ def case():
   positions = np.tile(np.arange(6, dtype=np.int32), (2, 1))
   ctx = Context(tokens, positions, segments)
   variables = {'params': jax.jit(model.init)(jax.random.key(0), ctx)['params']}
-  ids = routing.choices(model, variables, ctx)
+  ids = jax.jit(lambda v: routing.choices(model, v, ctx))(variables)
   return model, variables, ctx, ids
 
 
