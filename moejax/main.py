@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # jax is imported later, so that a wrong command line is told at once.
-from moejax import command_line, config_io, fields, files, run_folder
+from moejax import command_line, config_io, fields, files, host, run_folder
 from moejax.command_line import Command
 
 FAILED, WRONG_INPUT, CTRL_C, TERMINATED = 1, 2, 130, 143
@@ -169,4 +169,5 @@ def _stdin() -> str:
 
 
 if __name__ == '__main__':
+  host.restart_with_huge_pages()
   main()

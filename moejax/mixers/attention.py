@@ -7,7 +7,7 @@ import flax.struct as struct
 import jax
 import jax.numpy as jnp
 
-from moejax.nn import Projection, RmsNorm, rotate
+from moejax.nn import Projection, RmsNorm, attend, rotate
 from moejax.types import Context
 
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
       k, v = state.keys_BSHD.astype(q.dtype), state.values_BSHD.astype(q.dtype)
       key_positions, key_segments = state.positions_BS, state.segments_BS
     mask = self._mask(ctx, key_positions, key_segments)
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    y = attend(q, k, v, mask)
     out_axes = ('heads', 'kv', 'embed')
     return Projection((x_BTD.shape[-1],), out_axes, name='out')(y), state
 

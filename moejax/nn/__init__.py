@@ -1,6 +1,7 @@
 """Pieces that several slots share."""
 
 from moejax.nn import activations
+from moejax.nn.attend import attend
 from moejax.nn.norm import RmsNorm
 from moejax.nn.projection import Projection, expert_matrix, matrix_init
 from moejax.nn.rope import rotate
@@ -9,6 +10,7 @@ __all__ = [
   'Projection',
   'RmsNorm',
   'activations',
+  'attend',
   'expert_matrix',
   'matrix_init',
   'rotate',

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from moejax import host
+
 _THREAD_VARIABLES = (
   'NPROC',  # XLA on CPU
   'OMP_NUM_THREADS',
@@ -93,6 +95,7 @@ class Pool:
     # The worker imports what this process can, also from a notebook's path.
     paths = [path or os.getcwd() for path in sys.path]
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+    env |= host.huge_pages()
     if cpus is not None:
       env |= dict.fromkeys(_THREAD_VARIABLES, str(len(cpus)))
     return subprocess.Popen(

@@ -25,15 +25,12 @@ def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
 
   def body(tile, carry):
     y_ND, kept = carry
-    w_gate, w_up, w_down = (_matrix(w, tile) for w in matrices)
     token = tile.read_all(plan.token_R)
     x = _take(x_ND, token)
-    pre = [
-      None if w is None else dot(x, w, (1, 0)).astype(dtype)
-      for w in (w_gate, w_up)
-    ]
+    pre = dot(x, _first(matrices, tile), (1, 0)).astype(dtype)
+    pre = _halves(pre, matrices)
     h = hidden(activation, *pre).astype(dtype)
-    y = dot(h, w_down, (1, 0)) * tile.read_all(weight_R)[:, None]
+    y = dot(h, matrix(matrices[2], tile), (1, 0)) * tile.read_all(weight_R)[:, None]
     y_ND = _add_rows(y_ND, token, tile.mask(y))
     if keep:
       kept = [
@@ -62,19 +59,19 @@ def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
 
   def body(tile, carry):
     dx_ND, (dw_gate, dw_up, dw_down), dweight_R = carry
-    w_gate, w_up, w_down = (_matrix(w, tile) for w in matrices)
     token = tile.read_all(plan.token_R)
     x, dy = (tile.mask(_take(a, token)) for a in (x_ND, dy_ND))
     weight = tile.read(weight_R)[:, None]
     pre = [None if a is None else tile.read(a) for a in kept]
     h, pull = jax.vjp(lambda *pre: hidden(activation, *pre), *pre)
-    dh = dot(dy, w_down, (1, 1)).astype(h.dtype)
-    dgate, dup = pull((dh * weight).astype(h.dtype))
-    dx = dot(dgate, w_gate, (1, 1))
-    dw_gate = add_matrix(dw_gate, tile, dot(x, dgate, (0, 0)))
-    if w_up is not None:
-      dx += dot(dup, w_up, (1, 1))
-      dw_up = add_matrix(dw_up, tile, dot(x, dup, (0, 0)))
+    dh = dot(dy, matrix(matrices[2], tile), (1, 1)).astype(h.dtype)
+    dpre = pull((dh * weight).astype(h.dtype))
+    dpre = jnp.concatenate([d for d in dpre if d is not None], axis=1)
+    dx = dot(dpre, _first(matrices, tile), (1, 1))
+    dfirst = _halves(dot(x, dpre, (0, 0)), matrices)
+    dw_gate = add_matrix(dw_gate, tile, dfirst[0])
+    if dw_up is not None:
+      dw_up = add_matrix(dw_up, tile, dfirst[1])
     weighted = (h * weight).astype(dtype)
     dw_down = add_matrix(dw_down, tile, dot(weighted, dy, (0, 0)))
     dweight_R = tile.write(dweight_R, (dh * h).sum(-1))
@@ -93,8 +90,17 @@ def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
   return dx_ND.astype(dtype), dmatrices, dweights_NK
 
 
-def _matrix(w_EDF, tile):
-  return None if w_EDF is None else matrix(w_EDF, tile)
+def _first(matrices, tile):
+  """[D, F or 2F]: gate and up side by side, as one product is faster."""
+  w = [matrix(w, tile) for w in matrices[:2] if w is not None]
+  return jnp.concatenate(w, axis=1)
+
+
+def _halves(a, matrices):
+  """Undoes `_first`: the columns of gate, and those of up or None."""
+  if matrices[1] is None:
+    return a, None
+  return jnp.split(a, 2, axis=1)
 
 
 def _take(a, index):
