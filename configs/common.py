@@ -149,6 +149,32 @@ def block(mixer: ConfigDict, ffn: ConfigDict) -> ConfigDict:
   return node('blocks.PreNorm', mixer=mixer, ffn=ffn)
 
 
+def uniform(layer: ConfigDict, layers: int, **fields: Any) -> ConfigDict:
+  """A model of like layers; `fields` are those of `model.Model`."""
+  return node(
+    'model.Model',
+    blocks={'block': layer},
+    pattern=('block',),
+    repeats=layers,
+    **fields,
+  )
+
+
+def two_steps(config: ConfigDict) -> ConfigDict:
+  """Cuts a run down to whether it runs."""
+  config.train.steps, config.train.budget_flops = 2, None
+  config.optim.schedule.warmup_steps = 1
+  config.evaluate.batches = 2
+  return config
+
+
+def text_of(folder: str) -> ConfigDict:
+  """Text of your own: array_record files, and tokenizer.json, in a folder."""
+  files = node('data.Files', pattern=f'{folder}/**/*.array_record')
+  tokenizer = node('data.TokenizerFile', path=f'{folder}/tokenizer.json')
+  return node('data.Text', sources={'files': files}, tokenizer=tokenizer)
+
+
 def baseline(*ffns: ConfigDict, smoke: bool = False) -> ConfigDict:
   """A config at the size at which mechanisms are compared with each other.
 
