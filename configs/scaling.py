@@ -15,8 +15,8 @@ from configs import common
 # (width, layers) of each size; budget in training FLOPs -> sizes spending it.
 SCALES = {
   'cpu': dict(
-    sizes=((16, 2), (24, 2), (32, 2), (48, 2), (64, 2)),
-    budgets={5e10: range(4), 1.5e11: range(4), 4.5e11: range(1, 5)},
+    sizes=((12, 2), (16, 2), (24, 2), (32, 2), (48, 2), (64, 2)),
+    budgets={5e10: range(4), 1.5e11: range(1, 5), 4.5e11: range(2, 6)},
     fields=dict(vocab=257, dtype='float32'),
     head_dim=8,
     peak=0.08,  # learning rate times the square root of the width

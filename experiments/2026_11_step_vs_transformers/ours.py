@@ -18,7 +18,7 @@ from moejax.parts import Parts
 
 def get_config(arg=None):
   """The recipe of the benchmark; balance terms are off on both sides."""
-  arg = common.parse_arg(arg, remat='')
+  arg = common.parse_arg(arg, remat='', scan=False)
   config = common.base()
   config.model = common.node(
     'model.Model',
@@ -33,7 +33,9 @@ def get_config(arg=None):
       )
     },
     pattern=('sparse',),
-    repeats=4,
+    # Layers on their own: a scan cuts each one out of a stack and back.
+    prefix=('sparse',) * (0 if arg.scan else 3),
+    repeats=4 if arg.scan else 1,
   )
   config.optim = common.node(
     'optim.Chain',
@@ -95,4 +97,5 @@ def main():
 
 
 if __name__ == '__main__':
+  host.restart_with_huge_pages()  # as moejax.main does
   main()
