@@ -5,8 +5,8 @@ being equal at equal size. `:scale=pod`: the same at pod budgets, on data/.
 
 Claim:    at equal compute more experts lower the loss (2507.17702, fig. 1).
 Command:  python -m moejax.main --config=configs/scaling.py
-Expect:   leverage above 1 that grows as the activation ratio falls.
-Measured: not run.
+Expect:   leverage above 1, larger where the activation ratio is smaller.
+Measured: 1.48 (1/4), 1.73 (1/16) at 1.5e11: experiments/2026_11_isoflop_cpu.
 Differs:  bytes, models of 10^4 to 10^5 active parameters; no shared expert.
 """
 

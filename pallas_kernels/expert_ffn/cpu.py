@@ -30,7 +30,8 @@ def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
     pre = dot(x, _first(matrices, tile), (1, 0)).astype(dtype)
     pre = _halves(pre, matrices)
     h = hidden(activation, *pre).astype(dtype)
-    y = dot(h, matrix(matrices[2], tile), (1, 0)) * tile.read_all(weight_R)[:, None]
+    y = dot(h, matrix(matrices[2], tile), (1, 0))
+    y *= tile.read_all(weight_R)[:, None]
     y_ND = _add_rows(y_ND, token, tile.mask(y))
     if keep:
       kept = [
