@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moejax.nn import RmsNorm
 from moejax.types import Context, Outputs, State, Stream
+from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS
 
 # What layers sow and what they keep, each with its layer axis. A collection
 # that is missing here would be dropped by the scan without a word.
@@ -20,11 +21,12 @@ SCANNED = {'params': 0, 'losses': 0, 'stats': 0, 'balance': 0}
 
 # Rematerialisation: what the backward pass keeps of each period. The choice
 # of experts is always kept: recomputing it could route a token elsewhere.
-_CHOICE = jax.checkpoint_policies.save_only_these_names('router_ids')
+_named = jax.checkpoint_policies.save_only_these_names
 REMAT = {
-  'full': _CHOICE,
+  'full': _named('router_ids'),
   'dots': jax.checkpoint_policies.save_from_both_policies(
-    _CHOICE, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    _named('router_ids', PRE_ACTIVATIONS),
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   ),
 }
 

@@ -117,7 +117,7 @@ def leaves(config, folder):
   """{path: array} of the newest checkpoint."""
   run = evaluate.Parts(config)
   with Checkpoints(folder / 'checkpoints') as checkpoints:
-    state, step = checkpoints.restore(run.abstract_state())
+    state, step = checkpoints.restore(run.abstract_state)
   assert step == STEPS
   flat = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in flat}
