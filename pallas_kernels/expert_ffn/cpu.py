@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.expert_ffn.rows import hidden
 from pallas_kernels.grouped_matmul import tiles
@@ -42,8 +43,9 @@ def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
 
   kept = [None, None]
   if keep:
+    # Rows of no expert are never written, nor read but to be masked.
     kept = [
-      None if w is None else jnp.zeros((rows, w.shape[2]), dtype)
+      None if w is None else lax.empty((rows, w.shape[2]), dtype)
       for w in matrices[:2]
     ]
   start = jnp.zeros(x_ND.shape, wide), kept

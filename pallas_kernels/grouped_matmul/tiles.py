@@ -4,7 +4,7 @@ Rows are sorted by group. A group is cut into tiles of nearly equal size; a
 tile is padded to one of a few static row counts, so that a matrix product over
 it is an ordinary one. The loops' trip counts are known only at run time: work
 follows the rows that there are, whatever their distribution, and the padding
-is less than `STEP_ROWS` rows for each group.
+is less than `STEP_ROWS` rows for each tile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-STEP_ROWS = 64  # row counts of tiles are multiples of this
-MOST_ROWS = 512  # beyond this a matrix product gets no faster
+STEP_ROWS = 64  # row counts of tiles are multiples of this,
+FINE_ROWS = 32  # or of this near an even share, where most groups are.
+# Beyond this a matrix product gets no faster. It is well above 512, as groups
+# of about that size would else be cut in two.
+MOST_ROWS = 768
+# From so many rows on, XLA:CPU multiplies a transposed copy faster than it
+# contracts over rows; the copy included.
+TALL_ROWS = 400
 
 
 @struct.dataclass
@@ -47,10 +53,15 @@ def row_counts(rows: int, groups: int) -> tuple[int, ...]:
   Each one is a loop to compile. Tiles of more than twice an even share would
   seldom be used: a group that is larger gets several.
   """
-  share = -(-2 * rows // (groups * STEP_ROWS)) * STEP_ROWS
-  most = min(MOST_ROWS, max(STEP_ROWS, share))
-  steps = range(STEP_ROWS, most + 1, STEP_ROWS)
-  return tuple(n for n in steps if n < rows) + ((rows,) if rows <= most else ())
+  share = rows / groups
+  even = -(-2 * rows // (groups * STEP_ROWS)) * STEP_ROWS
+  most = min(MOST_ROWS, max(STEP_ROWS, even))
+  steps = set(range(STEP_ROWS, most + 1, STEP_ROWS))
+  if share > 4 * STEP_ROWS:  # else the padding of small tiles is small too
+    near = range(0, most, FINE_ROWS)
+    steps |= {n for n in near if 0.8 * share <= n <= 1.25 * share}
+  steps = sorted(n for n in steps if n < rows)
+  return (*steps, rows) if rows <= most else tuple(steps)
 
 
 def cut(sizes_E: jax.Array, rows: int) -> Tiles:
@@ -59,8 +70,7 @@ def cut(sizes_E: jax.Array, rows: int) -> Tiles:
   most = counts[-1]
   tiles_E = -(-sizes_E // most)
   # An even split, rounded up, wastes less than one large and one tiny tile.
-  rows_E = -(-sizes_E // jnp.maximum(tiles_E, 1))
-  rows_E = jnp.minimum(-(-rows_E // STEP_ROWS) * STEP_ROWS, most)
+  rows_E = _round_up(-(-sizes_E // jnp.maximum(tiles_E, 1)), counts)
   ends_E = jnp.cumsum(tiles_E)
   starts_E = jnp.cumsum(sizes_E) - sizes_E
 
@@ -72,7 +82,7 @@ def cut(sizes_E: jax.Array, rows: int) -> Tiles:
   count = jnp.clip(sizes_E[group] - offset, 0, rows_E[group])
   count = jnp.where(tile < ends_E[-1], count, 0)
 
-  kind = jnp.searchsorted(jnp.array(counts), count).astype(jnp.int32)
+  kind = _kind(count, counts)
   kind = jnp.where(count > 0, kind, len(counts))
   order = jnp.argsort(kind)
   ends = jnp.searchsorted(kind[order], jnp.arange(len(counts)), side='right')
@@ -83,6 +93,15 @@ def cut(sizes_E: jax.Array, rows: int) -> Tiles:
     ends=ends.astype(jnp.int32),
     row_counts=counts,
   )
+
+
+def _kind(count, counts):
+  """Index of the smallest of `counts` that holds `count` rows."""
+  return jnp.searchsorted(jnp.array(counts), count).astype(jnp.int32)
+
+
+def _round_up(count, counts):
+  return jnp.array(counts, jnp.int32)[_kind(count, counts)]
 
 
 @struct.dataclass
@@ -154,6 +173,9 @@ def add_matrix(w_EDF: jax.Array, tile: Tile, value_DF: jax.Array) -> jax.Array:
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
   """Matrix product over one axis of each, accumulated in f32 or wider."""
+  if contract == (0, 0) and a.shape[0] >= TALL_ROWS:
+    # The barrier keeps XLA from folding the transposition into the product.
+    a, contract = lax.optimization_barrier(a.T), (1, 0)
   wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
   numbers = (((contract[0],), (contract[1],)), ((), ()))
   return lax.dot_general(a, b, numbers, preferred_element_type=wide)
