@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.types import Chosen, Routed
+from moejax.types import Chosen, Paired, Pairs, Routed
 
 
 class Sort(nn.Module):
@@ -13,15 +13,24 @@ class Sort(nn.Module):
   No token is dropped and none is padded.  Source: 2211.15841.
   """
 
-  accepts = (Chosen,)
+  accepts = (Chosen, Pairs)
 
   @nn.compact
-  def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
+  def __call__(self, assignment: Chosen | Pairs, x_ND: jax.Array, experts):
     self.sow('stats', 'dropped_frac', jnp.zeros(()))
-    routed = Routed(
-      x_ND,
-      assignment.ids_NK,
-      assignment.weights_NK,
-      assignment.num_experts,
-    )
-    return routed.combine(experts(routed))
+    if isinstance(assignment, Pairs):
+      rows = Paired(
+        x_ND,
+        assignment.tokens_R,
+        assignment.ids_R,
+        assignment.weights_R,
+        assignment.sizes_E(),
+      )
+    else:
+      rows = Routed(
+        x_ND,
+        assignment.ids_NK,
+        assignment.weights_NK,
+        assignment.num_experts,
+      )
+    return rows.combine(experts(rows))
