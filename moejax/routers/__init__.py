@@ -2,5 +2,13 @@
 
 from moejax.routers import affinities, scores, select, weigh
 from moejax.routers.router import Router
+from moejax.routers.token_rounding import TokenRounding
 
-__all__ = ['Router', 'affinities', 'scores', 'select', 'weigh']
+__all__ = [
+  'Router',
+  'TokenRounding',
+  'affinities',
+  'scores',
+  'select',
+  'weigh',
+]
