@@ -97,6 +97,9 @@ def quantised_training(
       f'grouped_matmul: implementation={implementation!r} does not train '
       f'quantised; use None, {", ".join(NN)}.'
     )
+  _check_shapes(x_RD, w_EDF, sizes_E)
+  if 0 in x_RD.shape or 0 in w_EDF.shape:
+    return jnp.zeros((x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype)
   return _training(rows, matrices, implementation, x_RD, w_EDF, sizes_E)
 
 
@@ -276,16 +279,7 @@ def check(x_RD, w_EDF, sizes_E) -> None:
       'grouped_matmul: rows are quantised and matrices are not; quantise the '
       'matrices too, or dequantise the rows.'
     )
-  shapes = x_RD.shape, w_EDF.shape, sizes_E.shape
-  if (
-    tuple(map(len, shapes)) != (2, 3, 1)
-    or x_RD.shape[1] != w_EDF.shape[1]
-    or sizes_E.shape[0] != w_EDF.shape[0]
-  ):
-    raise ValueError(
-      f'grouped_matmul takes rows [R, D], matrices [E, D, F] and sizes [E], '
-      f'not {", ".join(map(str, shapes))}.'
-    )
+  _check_shapes(x_RD, w_EDF, sizes_E)
   for a, what in ((x_RD, 'rows'), (w_EDF, 'matrices')):
     if not is_quantised(a):
       continue
@@ -305,3 +299,25 @@ def check(x_RD, w_EDF, sizes_E) -> None:
         'scales may not differ along D, which is summed over, nor in blocks: '
         f'quantise with channelwise_axes={(0,) if a.ndim == 2 else (0, 2)}.'
       )
+
+
+def _check_shapes(x_RD, w_EDF, sizes_E):
+  shapes = x_RD.shape, w_EDF.shape, sizes_E.shape
+  if (
+    tuple(map(len, shapes)) != (2, 3, 1)
+    or x_RD.shape[1] != w_EDF.shape[1]
+    or sizes_E.shape[0] != w_EDF.shape[0]
+  ):
+    raise ValueError(
+      f'grouped_matmul takes rows [R, D], matrices [E, D, F] and sizes [E], '
+      f'not {", ".join(map(str, shapes))}.'
+    )
+  if x_RD.dtype not in (jnp.float32, jnp.bfloat16):
+    raise ValueError(
+      f'grouped_matmul: rows are {x_RD.dtype}; beside quantised matrices they '
+      'must be float32, bfloat16 or a quantised array of these.'
+    )
+  if not jnp.issubdtype(sizes_E.dtype, jnp.integer):
+    raise ValueError(
+      f'grouped_matmul: sizes are {sizes_E.dtype}; they must be integers.'
+    )

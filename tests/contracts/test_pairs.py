@@ -58,7 +58,7 @@ def oracle():
           y = y.at[n].add(weights[r] * (hidden @ p['down'][e]))
       return y
 
-    y, pull = jax.vjp(forward, *wide)
+    y, pull = jax.vjp(jax.jit(forward), *wide)
     upstream = jnp.asarray(UPSTREAM, jnp.float64)
     return jax.tree.map(np.asarray, (y, pull(upstream)))
 

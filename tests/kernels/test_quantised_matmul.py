@@ -241,6 +241,7 @@ QX, QW = quantise(X, 'int8', (0,)), quantise(W, 'int8', (0, 2))
       'int8 with a zero point',
     ),
     (jnp.ones((4, 5)), QW, r'not \(4, 5\), \(2, 6, 5\), \(2,\)'),
+    (jnp.ones((4, 6), jnp.int8), QW, 'rows are int8; beside quantised'),
   ],
 )
 def test_misfits_are_refused(x, w, message):
@@ -255,11 +256,22 @@ def test_misfits_are_refused(x, w, message):
     (dict(rows='bf16'), "rows='bf16' is no dtype.* or None"),
     (dict(matrices=None), 'matrices=None is no dtype'),
     (dict(implementation='reference'), "'reference' does not train"),
+    (dict(sizes_E=jnp.zeros(2)), 'sizes are float32'),
+    (dict(sizes_E=jnp.zeros(3, jnp.int32)), r'not \(4, 6\), .*\(3,\)'),
   ],
 )
 def test_settings_that_cannot_train_are_refused(fields, message):
+  fields = dict(sizes_E=jnp.zeros(2, jnp.int32)) | fields
   with pytest.raises(ValueError, match=message):
-    quantised_training(X, W, jnp.zeros(2, jnp.int32), **fields)
+    quantised_training(X, W, **fields)
+
+
+def test_without_rows_or_width_there_is_nothing_to_multiply():
+  sizes = jnp.zeros(2, jnp.int32)
+  for x, w in ((X[:0], W), (X[:, :0], W[:, :0])):
+    want = np.zeros((x.shape[0], 5))
+    np.testing.assert_array_equal(quantised_training(x, w, sizes), want)
+  np.testing.assert_array_equal(grouped_matmul(X[:0], QW, sizes), want[:0])
 
 
 def test_without_qwix_the_error_names_it(monkeypatch):

@@ -119,6 +119,41 @@ def test_the_total_is_static_where_the_tile_divides_it(small):
   assert (np.asarray(out.ids_R) < E).all()
 
 
+def test_weights_have_the_gradient_of_what_they_are(small):
+  batch = small.rows(0, length=32, padding=(5, 0))
+  x = jax.random.normal(jax.random.key(0), (64, D))
+  module, ctx = router(8), small.context(batch, train=True)
+  variables = jax.tree.map(jnp.asarray, module.init(jax.random.key(1), x, ctx))
+  out = jax.jit(lambda v: module.apply(v, x, ctx))(variables)
+  chosen = module.apply(variables, x, small.context(batch))
+  upstream = np.random.default_rng(2).normal(size=out.ids_R.shape)
+  tokens, ids = np.asarray(out.tokens_R), np.asarray(out.ids_R)
+  picked = np.asarray(chosen.ids_NK)
+  was = (picked[tokens] == ids[:, None]).any(-1)
+  live = ids < E
+  assert (live & was).any() and (live & ~was).any()  # both kinds are there
+
+  def ours(variables):
+    return (module.apply(variables, x, ctx).weights_R * upstream).sum()
+
+  def formula(variables):
+    kernel = variables['params']['inner']['score']['kernel']
+    power = jnp.exp(x @ jax.tree.leaves(kernel)[0])
+    among = (picked[..., None] == np.arange(E)).any(1)
+    weight = jnp.where(
+      was,
+      (power / jnp.maximum((power * among).sum(-1, keepdims=True), 1e-9))[
+        tokens, ids % E
+      ],
+      (power / power.sum(-1, keepdims=True))[tokens, ids % E],
+    )
+    return (jnp.where(live, weight, 0) * upstream).sum()
+
+  got, want = (jax.jit(jax.grad(f))(variables) for f in (ours, formula))
+  for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 _rounded = jax.jit(rounded, static_argnums=(2, 3))
 TOKENS = 400
 
@@ -147,6 +182,7 @@ def layer(tile, dispatcher):
   )
 
 
+@pytest.mark.slow  # two layers to compile; their parts are tested alone
 def test_a_layer_trains_through_its_router_as_the_mask_does(small):
   batch = small.rows(0, length=32, padding=(5, 0))
   x = jax.random.normal(jax.random.key(0), (2, 32, D))
