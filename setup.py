@@ -37,11 +37,13 @@ setuptools.setup(
       'nbclient',
       'nbformat',
       'pytest',
+      'qwix>=0.1.8',
       'ruff==0.17.6',
     ],
     # jax 0.10.2 belongs with libtpu 0.0.42.*: a mismatched pair compiles
     # ragged_dot dense on most TPUs.
     'aot': ['libtpu==0.0.42.*'],
     'cuda': ['jax[cuda12]'],
+    'quant': ['qwix>=0.1.8'],
   },
 )

@@ -153,21 +153,23 @@ def check_attention(path: str, node: Mapping) -> None:
 def check_moe(path: str, node: Mapping, mesh: Mapping[str, int]) -> None:
   if node['kind'] != 'moe.Moe':
     return
-  router = node.get('router') or {}
+  router, where = node.get('router') or {}, f'{path}.router'
+  while 'inner' in router:  # a wrapper
+    router, where = router['inner'] or {}, f'{where}.inner'
   num_experts = (node.get('experts') or {}).get('num_experts', 1)
   at_least(f'{path}.experts.num_experts', num_experts, 1)
   k = router.get('k')
   if k is not None:
-    at_least(f'{path}.router.k', k, 1)
+    at_least(f'{where}.k', k, 1)
     if k > num_experts:
       raise ValueError(
-        f'{path}.router.k={k} is more than experts.num_experts={num_experts}; '
+        f'{where}.k={k} is more than experts.num_experts={num_experts}; '
         'a token goes to different experts, so lower k or add experts.'
       )
   scored = (router.get('score') or {}).get('num_experts', num_experts)
   if scored != num_experts:
     raise ValueError(
-      f'{path}.router.score.num_experts={scored} differs from '
+      f'{where}.score.num_experts={scored} differs from '
       f'experts.num_experts={num_experts}; set both to the same number.'
     )
   axis = mesh.get('expert', 1)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.types import Chosen, Context, Padded
+from moejax.types import Chosen, Context, Padded, Pairs
 
 
 class Dense(nn.Module):
@@ -76,7 +76,7 @@ class Moe(nn.Module):
       )
 
   def _sow_stats(self, assignment, ctx):
-    if not isinstance(assignment, Chosen):
+    if not isinstance(assignment, Chosen | Pairs):
       return
     log_prob = jax.nn.log_softmax(assignment.logits_NE)
     entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)

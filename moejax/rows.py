@@ -152,6 +152,3 @@ class Combined:
   """The weighted sum over each token's experts, [N, D]."""
 
   y_ND: jax.Array
-
-
-Rows = Ragged | Padded | Routed

@@ -17,7 +17,8 @@ import flax.struct as struct
 import jax
 import jax.numpy as jnp
 
-from moejax.rows import Combined, Padded, Ragged, Routed, Rows
+from moejax.paired import Paired
+from moejax.rows import Combined, Padded, Ragged, Routed
 
 
 @struct.dataclass
@@ -91,8 +92,67 @@ class Chosen:
 
   def counts_E(self) -> jax.Array:
     """f32 [E]: how many tokens picked each expert."""
-    one_hot = self.ids_NK[..., None] == jnp.arange(self.num_experts)
-    return one_hot.sum((0, 1), dtype=jnp.float32)
+    return self._one_hot().sum((0, 1), dtype=jnp.float32)
+
+  def counts_NE(self) -> jax.Array:
+    """f32 [N, E]: how often each token picked each expert."""
+    return self._one_hot().sum(1, dtype=jnp.float32)
+
+  def weights_NE(self) -> jax.Array:
+    """f32 [N, E]: the weight of each expert for each token."""
+    one_hot = self._one_hot().astype(jnp.float32)
+    return jnp.einsum('nke,nk->ne', one_hot, self.weights_NK)
+
+  def _one_hot(self):
+    return self.ids_NK[..., None] == jnp.arange(self.num_experts)
+
+
+@struct.dataclass
+class Pairs:
+  """Tokens and experts as a list, sorted by expert.
+
+  A token is in it as often as it has experts, so that their number may differ
+  between tokens while the length R, and with it the work, is static.
+
+  Attributes:
+    tokens_R: int32, the token of each pair.
+    ids_R: int32, its expert, ascending; `num_experts` means "no expert": no
+      work, no output.
+    weights_R: f32 combine weights, 0 where there is no expert.
+    logits_NE: f32 router logits, without any selection bias.
+  """
+
+  tokens_R: jax.Array
+  ids_R: jax.Array
+  weights_R: jax.Array
+  logits_NE: jax.Array
+
+  @property
+  def num_experts(self) -> int:
+    return self.logits_NE.shape[-1]
+
+  def sizes_E(self) -> jax.Array:
+    """int32 [E]: pairs of each expert."""
+    experts = jnp.arange(self.num_experts)
+    ends_E = jnp.searchsorted(self.ids_R, experts, side='right')
+    return jnp.diff(ends_E, prepend=0).astype(jnp.int32)
+
+  def counts_E(self) -> jax.Array:
+    """f32 [E]: how many tokens each expert has."""
+    return self.sizes_E().astype(jnp.float32)
+
+  def counts_NE(self) -> jax.Array:
+    """f32 [N, E]: how often each token is with each expert."""
+    return self._sum_NE(jnp.ones_like(self.weights_R))
+
+  def weights_NE(self) -> jax.Array:
+    """f32 [N, E]: the weight of each expert for each token."""
+    return self._sum_NE(self.weights_R)
+
+  def _sum_NE(self, value_R):
+    zeros = jnp.zeros(self.logits_NE.shape, jnp.float32)
+    # The id of "no expert" lies outside and is dropped.
+    return zeros.at[self.tokens_R, self.ids_R].add(value_R, mode='drop')
 
 
 @struct.dataclass
@@ -111,7 +171,8 @@ class Soft:
   combine_NEC: jax.Array
 
 
-Assignment = Chosen | Filled | Soft
+Assignment = Chosen | Pairs | Filled | Soft
+Rows = Ragged | Padded | Routed | Paired
 
 
 State = Any
@@ -124,6 +185,8 @@ __all__ = [
   'Filled',
   'Outputs',
   'Padded',
+  'Paired',
+  'Pairs',
   'Ragged',
   'Routed',
   'Rows',

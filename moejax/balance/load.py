@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.routers import affinities
-from moejax.types import Chosen, Context
+from moejax.types import Chosen, Context, Pairs
 
 
 def load(
-  assignment: Chosen,
+  assignment: Chosen | Pairs,
   ctx: Context,
   *,
   affinity: Callable = affinities.softmax,
@@ -36,7 +36,7 @@ def load(
 
 
 def per_sequence(
-  assignment: Chosen,
+  assignment: Chosen | Pairs,
   ctx: Context,
   *,
   affinity: Callable = affinities.softmax,
@@ -50,14 +50,13 @@ def per_sequence(
   batch, length = ctx.segments_BT.shape
   prob_NE = _probabilities(assignment, affinity)
 
-  def one(ids_TK, prob_TE, valid_T):
-    one_hot = ids_TK[..., None] == jnp.arange(assignment.num_experts)
-    share_E = _share(one_hot.sum((0, 1), dtype=jnp.float32))
+  def one(counts_TE, prob_TE, valid_T):
+    share_E = _share(counts_TE.sum(0))
     return assignment.num_experts * jnp.sum(share_E * _mean(prob_TE, valid_T))
 
   valid_BT = ctx.valid_N.reshape(batch, length)
   loss_B = jax.vmap(one)(
-    assignment.ids_NK.reshape(batch, length, -1),
+    assignment.counts_NE().reshape(batch, length, -1),
     prob_NE.reshape(batch, length, -1),
     valid_BT,
   )
@@ -79,7 +78,7 @@ class GlobalBatch(nn.Module):
   affinity: Callable = affinities.softmax
 
   @nn.compact
-  def __call__(self, assignment: Chosen, ctx: Context) -> jax.Array:
+  def __call__(self, assignment: Chosen | Pairs, ctx: Context) -> jax.Array:
     counts = self.variable(
       'balance',
       'counts',
@@ -95,7 +94,7 @@ class GlobalBatch(nn.Module):
     return assignment.num_experts * jnp.sum(_share(total_E) * prob_E)
 
 
-def _probabilities(assignment: Chosen, affinity: Callable) -> jax.Array:
+def _probabilities(assignment: Chosen | Pairs, affinity: Callable) -> jax.Array:
   affinity_NE = affinity(assignment.logits_NE)
   total = affinity_NE.sum(-1, keepdims=True)
   return affinity_NE / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from moejax.types import Chosen, Context
+from moejax.types import Chosen, Context, Pairs
 
 
-def z(assignment: Chosen, ctx: Context) -> jax.Array:
+def z(assignment: Chosen | Pairs, ctx: Context) -> jax.Array:
   """Mean over tokens of logsumexp(logits)^2; keeps router logits small.
 
   Source: 2202.08906 eq. 5.

@@ -1,11 +1,10 @@
 """Dispatch with a capacity."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax.dispatch import capacity
 from moejax.types import Chosen, Padded
 
 
@@ -21,33 +20,33 @@ class Einsum(nn.Module):
     group_tokens: tokens that share a capacity; None for all. It must divide
       N, where N is more. The masks hold N * E * C numbers, so that groups
       bound the memory.
+    drop: what goes first where too many choose an expert: 'position', later
+      choices, or 'weight', those of less weight.
   """
 
   capacity_factor: float
   group_tokens: int | None = None
+  drop: str = 'position'
 
   accepts = (Chosen,)
 
   @nn.compact
   def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
-    n, k = assignment.ids_NK.shape
-    # A call of few tokens, as in decoding, is one small group.
-    group = min(n, self.group_tokens or n)
-    if n % group:
-      raise ValueError(
-        f'group_tokens={group} does not divide the {n} tokens of a call; '
-        'choose a divisor, or None for one group.'
-      )
     num_experts = assignment.num_experts
-    capacity = capacity_slots(group, k, num_experts, self.capacity_factor)
-    groups = n // group
+    slots = capacity.slots(
+      assignment,
+      self.capacity_factor,
+      group_tokens=self.group_tokens,
+      drop=self.drop,
+    )
+    kept = slots.kept_GNK
+    groups, group, _ = kept.shape
+    ids = assignment.ids_NK.reshape(kept.shape)
+    weights = assignment.weights_NK.reshape(kept.shape)
+    frac = capacity.dropped_frac(assignment, slots)
+    self.sow('stats', 'dropped_frac', frac)
 
-    ids = assignment.ids_NK.reshape(groups, group, k)
-    slot, kept = _place(ids, num_experts, capacity)
-    weights = assignment.weights_NK.reshape(ids.shape)
-    self.sow('stats', 'dropped_frac', _dropped_frac(ids, kept, num_experts))
-
-    place = jax.nn.one_hot(slot, capacity, dtype=x_ND.dtype)
+    place = jax.nn.one_hot(slots.slot_GNK, slots.capacity, dtype=x_ND.dtype)
     expert = jax.nn.one_hot(ids, num_experts, dtype=x_ND.dtype)
     expert = expert * kept[..., None].astype(x_ND.dtype)
     dispatch = jnp.einsum('gnke,gnkc->gnec', expert, place)
@@ -58,39 +57,8 @@ class Einsum(nn.Module):
     x = x_ND.reshape(groups, group, -1)
     x = jnp.where(kept.any(-1, keepdims=True), x, 0)
     rows = jnp.einsum('gnec,gnd->egcd', dispatch, x)
-    rows = rows.reshape(num_experts, groups * capacity, -1)
+    rows = rows.reshape(num_experts, groups * slots.capacity, -1)
     y = experts(Padded(rows)).rows_ECD
-    y = y.reshape(num_experts, groups, capacity, -1)
-    return jnp.einsum('gnec,egcd->gnd', combine, y).reshape(n, -1)
-
-
-def capacity_slots(
-  tokens: int, k: int, num_experts: int, capacity_factor: float
-) -> int:
-  """Slots per expert, at least 1 and never more than the tokens.
-
-  Raises:
-    ValueError: if the factor is not positive.
-  """
-  if not capacity_factor > 0:
-    raise ValueError(
-      f'capacity_factor={capacity_factor} leaves no slot; give a positive '
-      'number, such as 1.25, or use dispatch.Sort, which drops nothing.'
-    )
-  return min(tokens, math.ceil(capacity_factor * tokens * k / num_experts))
-
-
-def _place(ids_GNK, num_experts, capacity):
-  """Slot of each choice within its expert, and whether it fits."""
-  groups, n, k = ids_GNK.shape
-  by_choice = ids_GNK.swapaxes(1, 2).reshape(groups, k * n)
-  one_hot = jax.nn.one_hot(by_choice, num_experts, dtype=jnp.int32)
-  before = jnp.cumsum(one_hot, axis=1) - one_hot
-  slot = (before * one_hot).sum(-1)
-  slot = slot.reshape(groups, k, n).swapaxes(1, 2)
-  return slot, (slot < capacity) & (ids_GNK < num_experts)
-
-
-def _dropped_frac(ids, kept, num_experts):
-  wanted = (ids < num_experts).sum(dtype=jnp.float32)
-  return 1.0 - kept.sum(dtype=jnp.float32) / jnp.maximum(wanted, 1.0)
+    y = y.reshape(num_experts, groups, slots.capacity, -1)
+    y = jnp.einsum('gnec,egcd->gnd', combine, y)
+    return y.reshape(x_ND.shape[0], -1)

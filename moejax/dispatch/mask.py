@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.types import Chosen, Padded
+from moejax.types import Chosen, Padded, Pairs
 
 
 class Mask(nn.Module):
@@ -13,17 +13,15 @@ class Mask(nn.Module):
   Exact, and E / K times the work: the definition that others must equal.
   """
 
-  accepts = (Chosen,)
+  accepts = (Chosen, Pairs)
 
   @nn.compact
-  def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
+  def __call__(self, assignment: Chosen | Pairs, x_ND: jax.Array, experts):
     num_experts = assignment.num_experts
-    one_hot = assignment.ids_NK[..., None] == jnp.arange(num_experts)
-    weights_NE = jnp.einsum(
-      'nke,nk->ne', one_hot.astype(jnp.float32), assignment.weights_NK
-    )
+    weights_NE = assignment.weights_NE()
     # A token that goes nowhere may hold anything: 0 * nan would be nan.
-    x_ND = jnp.where(one_hot.any((1, 2))[:, None], x_ND, 0)
+    used_N = assignment.counts_NE().any(-1)
+    x_ND = jnp.where(used_N[:, None], x_ND, 0)
     every_END = jnp.broadcast_to(x_ND, (num_experts, *x_ND.shape))
     y_END = experts(Padded(every_END)).rows_ECD
     self.sow('stats', 'dropped_frac', jnp.zeros(()))

@@ -41,6 +41,9 @@ def grouped_matmul(
   on. Rows past the last group give zeros and get a zero gradient, whatever
   they hold. Products are accumulated in f32.
 
+  Matrices, and rows as well, may be quantised arrays of qwix (int8 or fp8, a
+  scale for each row, matrix or column); see `quantised`.
+
   Args:
     x_RD: [R, D] rows, f32 or bf16.
     w_EDF: [E, D, F], one matrix for each group, of the same dtype.
@@ -55,6 +58,12 @@ def grouped_matmul(
     ValueError: shapes or dtypes do not fit together, or an unknown name.
     NotImplementedError: the named implementation does not run here.
   """
+  if hasattr(x_RD, 'qvalue') or hasattr(w_EDF, 'qvalue'):
+    # Here, as it uses this module for its gradients.
+    from pallas_kernels.grouped_matmul import quantised
+
+    _check_name(implementation)
+    return quantised.grouped_matmul(x_RD, w_EDF, sizes_E, implementation)
   _check(x_RD, w_EDF, sizes_E)
   if implementation == 'reference':
     return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
@@ -98,7 +107,7 @@ def product(form: str, a, b, sizes_E, implementation: str | None = None):
 
 
 def _check_name(implementation):
-  if implementation is not None and implementation not in NN:
+  if implementation not in (None, 'reference', *NN):
     raise ValueError(
       f'grouped_matmul: implementation={implementation!r} is unknown; use '
       f'None, {", ".join(NN)} or reference.'

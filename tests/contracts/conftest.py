@@ -22,9 +22,19 @@ from moejax import (
   moe,
   routers,
 )
-from moejax.types import Chosen
+from moejax.types import Chosen, Pairs
 
 NUM_EXPERTS = 8
+
+
+def router():
+  """A router for wrappers."""
+  return routers.Router(
+    score=routers.scores.Linear(num_experts=NUM_EXPERTS),
+    k=3,
+    select=routers.select.top_k,
+    weigh=routers.weigh.softmax,
+  )
 
 
 def required():
@@ -41,6 +51,7 @@ def required():
     'score': routers.scores.Linear(num_experts=NUM_EXPERTS),
     'select': routers.select.top_k,
     'weigh': routers.weigh.softmax,
+    'inner': router(),
     'mixer': mixers.Attention(heads=4, kv_heads=2),
     'ffn': moe.Dense(experts.Glu(hidden=12)),
   }
@@ -87,6 +98,7 @@ SLOTS = {
   'expert': exported(experts),
   'loss': exported(losses),
   'mixer': exported(mixers),
+  'pairs_dispatch': [m for m in exported(dispatch) if Pairs in m.accepts],
   'router': [m for m in exported(routers) if isinstance(m, type)],
   'sampler': exported(infer.sampler),
   'score': exported(routers.scores),

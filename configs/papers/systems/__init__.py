@@ -1,0 +1,1 @@
+"""Papers on what makes the layers fast: kernels, memory, parallelism."""
