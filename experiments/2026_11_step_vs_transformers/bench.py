@@ -11,66 +11,46 @@ second, the ratio of each round, and peak memory.
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 
 from absl import app, flags
 
 HERE = pathlib.Path(__file__).parent
+sys.path.append(str(HERE.parent))
+import turns  # noqa: E402
+
 TOKENS = 8 * 256
 
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'Paired rounds.')
 STEPS = flags.DEFINE_integer('steps', 4, 'Steps of each side in a round.')
-TORCH_PYTHON = flags.DEFINE_string(
-  'torch-python', sys.executable, 'A Python that has torch and transformers.'
-)
 PEER_ARGS = flags.DEFINE_string('peer-args', '', 'Arguments of peer.py.')
 
 
-class Side:
-  """A worker process that takes steps when told to."""
+class Steps(turns.Side):
+  """A worker process that takes training steps when told to."""
 
   def __init__(self, name: str, *command: str):
-    self.name = name
+    super().__init__(name, *command)
     self.seconds: list[float] = []
-    self.process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-    )
-    self.parameters = int(self._line().split()[1])
+    self.parameters = int(self.greeting[1])
 
   def round(self, steps: int) -> None:
     """Takes steps; keeps their median."""
-    self._say(f'steps {steps}')
-    times = [float(self._line().split()[0]) for _ in range(steps)]
-    self.seconds.append(statistics.median(times))
+    lines = [self.ask(f'steps {steps}')]
+    lines += [self.line() for _ in range(steps - 1)]
+    self.seconds.append(statistics.median(float(x.split()[0]) for x in lines))
 
   def peak_mib(self) -> float:
-    self._say('peak')
-    return float(self._line())
-
-  def _say(self, text):
-    self.process.stdin.write(text + '\n')
-    self.process.stdin.flush()
-
-  def _line(self):
-    line = self.process.stdout.readline()
-    if not line:
-      raise RuntimeError(f'{self.name} ended; see its output above.')
-    return line
+    return float(self.ask('peak'))
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'stray arguments: {" ".join(argv[1:])}')
   sides = (
-    Side('moejax', sys.executable, str(HERE / 'ours.py')),
-    Side(
+    Steps('moejax', sys.executable, str(HERE / 'ours.py')),
+    Steps(
       'transformers',
-      TORCH_PYTHON.value,
+      turns.TORCH_PYTHON.value,
       str(HERE / 'peer.py'),
       *PEER_ARGS.value.split(),
     ),
@@ -80,7 +60,7 @@ def main(argv):
     raise RuntimeError(
       f'the models differ: {ours.parameters} and {theirs.parameters} parameters'
     )
-  for number in range(ROUNDS.value):
+  for number in range(turns.ROUNDS.value):
     # Who goes first alternates.
     for side in sides if number % 2 else reversed(sides):
       side.round(STEPS.value)
@@ -94,14 +74,13 @@ def main(argv):
     )
   ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
   print(
-    f'tokens/s ratio, median of {ROUNDS.value} rounds: '
+    f'tokens/s ratio, median of {turns.ROUNDS.value} rounds: '
     f'{statistics.median(ratios):.2f} '
     f'(rounds: {", ".join(f"{r:.2f}" for r in sorted(ratios))})'
   )
   print(f'load average: {os.getloadavg()[0]:.1f}')
   for side in sides:
-    side.process.stdin.close()
-    side.process.wait()
+    side.close()
 
 
 if __name__ == '__main__':

@@ -1,0 +1,113 @@
+"""The MoE layer on a CPU: beside a large product and beside transformers.
+
+    python experiments/2026_11_moe_layer_cpu/bench.py \
+      --torch-python=/path/to/a/python/that/has/torch
+
+First both sides' outputs and gradients are compared, then they take turns.
+Prints a table: forward and backward of the whole layer, router included.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+
+import numpy as np
+from absl import app, flags
+
+HERE = pathlib.Path(__file__).parent
+sys.path.append(str(HERE.parent))
+import problem  # noqa: E402
+import turns  # noqa: E402
+
+CALLS = flags.DEFINE_integer('calls', 5, 'Passes of each side in a round.')
+SHAPES = flags.DEFINE_multi_string(
+  'shape', None, 'T,d,n,E,K instead of the three of the page.'
+)
+PEERS = flags.DEFINE_list(
+  'peers', ['eager', 'grouped_mm'], "transformers' experts implementations."
+)
+HEAD = (
+  '| T, d, n, E, K | routing | layer, GFLOP/s | product, GFLOP/s | share of '
+  'it: median (rounds) | '
+)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'stray arguments: {" ".join(argv[1:])}')
+  shapes = problem.SHAPES
+  if SHAPES.value:
+    shapes = tuple(map(problem.shape, SHAPES.value))
+  columns = [f'against {name}: median (rounds) |' for name in PEERS.value]
+  print(HEAD + ' '.join(columns))
+  print('|---' * (5 + len(columns)) + '|', flush=True)
+  for shape in shapes:
+    for skew in problem.SKEWS:
+      print(row(shape, skew), flush=True)
+  print(f'load average: {os.getloadavg()[0]:.1f}')
+
+
+def row(shape: problem.Shape, skew: str) -> str:
+  """Measures one shape and skew."""
+  text = ','.join(map(str, dataclasses.astuple(shape)))
+  ours = turns.Side('moejax', sys.executable, str(HERE / 'ours.py'), text, skew)
+  peers = [
+    turns.Side(
+      name, turns.TORCH_PYTHON.value, str(HERE / 'peer.py'), text, skew, name
+    )
+    for name in PEERS.value
+  ]
+  for peer in peers:
+    check(ours, peer)
+  layers, products, seconds = [], [], [[] for _ in peers]
+  for number in range(turns.ROUNDS.value):
+    # Who goes first alternates.
+    for side in (ours, *peers)[:: 1 if number % 2 else -1]:
+      answer = [float(x) for x in side.ask(str(CALLS.value)).split()]
+      if side is ours:
+        layers.append(answer[0])
+        products.append(answer[1])
+      else:
+        seconds[peers.index(side)].append(answer[0])
+  for side in (ours, *peers):
+    side.close()
+  rates = [shape.flops / s / 1e9 for s in layers]
+  shares = [a / b for a, b in zip(rates, products, strict=True)]
+  cells = [text.replace(',', ', '), skew]
+  cells += [f'{statistics.median(v):.0f}' for v in (rates, products)]
+  cells.append(spread(shares))
+  cells += [
+    spread([b / a for a, b in zip(layers, peer, strict=True)])
+    for peer in seconds
+  ]
+  return f'| {" | ".join(cells)} |'
+
+
+def spread(values) -> str:
+  inside = ' '.join(f'{v:.2f}' for v in sorted(values))
+  return f'{statistics.median(values):.2f} ({inside})'
+
+
+def check(ours, peer) -> None:
+  """Raises unless outputs and gradients of both agree."""
+  with tempfile.TemporaryDirectory() as folder:
+    found = []
+    for side in (ours, peer):
+      path = pathlib.Path(folder, f'{side.name}.npz')
+      side.ask(f'check {path}')
+      found.append(np.load(path))
+    for name, a in found[0].items():
+      b = found[1][name]
+      error = np.abs(a - b).max() / np.abs(b).max()
+      if not error < 1e-4:
+        raise RuntimeError(
+          f'{ours.name} and {peer.name} differ in {name}: {error:.1e} of the '
+          'largest value; no time is worth reading before that is mended.'
+        )
+
+
+if __name__ == '__main__':
+  app.run(main)
