@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType
 
 from pallas_kernels.choose import Entry, choose
 from pallas_kernels.route import cpu, reference, weigh
@@ -86,7 +87,9 @@ def _route(options, implementation, logits_NE, bias_E, valid_N):
 def _forward(options, implementation, logits_NE, bias_E, valid_N):
   table = {
     'blocks': Entry(
-      functools.partial(cpu.select, options=options), platforms=('cpu',)
+      functools.partial(cpu.select, options=options),
+      platforms=('cpu',),
+      refuses=_refuses_shards,
     ),
     'reference': Entry(functools.partial(reference.select, options=options)),
   }
@@ -175,4 +178,17 @@ def permutation(
 def _refuses_many(ids_NK) -> str | None:
   if ids_NK.size >= 2**24:
     return f'it counts {2**24 - 1} pairs at most, not {ids_NK.size}'
+  return None
+
+
+def _refuses_shards(*_) -> str | None:
+  """For what the compiler cannot partition along the tokens."""
+  mesh = jax.sharding.get_abstract_mesh()
+  left = [
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind != AxisType.Manual and mesh.shape[name] > 1
+  ]
+  if left:
+    return f'it is not partitioned over the mesh axes {", ".join(left)}'
   return None
