@@ -44,7 +44,8 @@ def select(logits_NE, bias_E, valid_N, *, options):
   if valid_N is not None:
     ids_NK = jnp.where(valid_N[:, None], ids_NK, experts)
     chosen_NK = jnp.where(valid_N[:, None], chosen_NK, 0)
-  return ids_NK, chosen_NK, reference.log_sum_exp(options, logits_NE)
+  total_N = reference.log_sum_exp(options, logits_NE)
+  return ids_NK, chosen_NK, total_N, count(ids_NK, experts=experts)
 
 
 def _group_limited(key_EB, groups):

@@ -19,7 +19,7 @@ def ranked(options, logits_NE, bias_E):
 
 
 def select(logits_NE, bias_E, valid_N, *, options):
-  """-> ids_NK, chosen_NK (their logits), total_N (log-sum-exp) or None."""
+  """-> ids_NK, chosen_NK (their logits), total_N (see below), counts_E."""
   experts = logits_NE.shape[-1]
   rank_NE = ranked(options, logits_NE, bias_E)
   if options.groups is not None:
@@ -36,7 +36,8 @@ def select(logits_NE, bias_E, valid_N, *, options):
   if valid_N is not None:
     ids_NK = jnp.where(valid_N[:, None], ids_NK, experts)
     chosen_NK = jnp.where(valid_N[:, None], chosen_NK, 0)
-  return ids_NK, chosen_NK, log_sum_exp(options, logits_NE)
+  total_N = log_sum_exp(options, logits_NE)
+  return ids_NK, chosen_NK, total_N, count(ids_NK, experts=experts)
 
 
 def log_sum_exp(options, logits_NE):
