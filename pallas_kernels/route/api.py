@@ -10,7 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.route import cpu, pallas_tpu, reference, weigh
+from pallas_kernels.route import (
+  cpu,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+  weigh,
+)
 from pallas_kernels.route.options import Groups, Options, check
 from pallas_kernels.route.plan import Plan, by_sort
 
@@ -58,7 +64,7 @@ def top_k_route(
     scale: factor of the weights.
     valid_N: bool [N]; other tokens get id E, "no expert", and weight 0.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'blocks' (CPU), 'mosaic' (TPU) or 'reference'.
+      for; 'blocks' (CPU), 'mosaic' (TPU), 'triton' (CUDA) or 'reference'.
 
   Returns:
     ids_NK int32, best first; weights_NK f32; counts_E int32.
@@ -94,6 +100,11 @@ def _forward(options, implementation, logits_NE, bias_E, valid_N):
     'mosaic': Entry(
       functools.partial(pallas_tpu.select, options=options),
       platforms=('tpu',),
+      refuses=_refuses_shards,
+    ),
+    'triton': Entry(
+      functools.partial(pallas_gpu.select, options=options),
+      platforms=('cuda',),
       refuses=_refuses_shards,
     ),
     'reference': Entry(functools.partial(reference.select, options=options)),

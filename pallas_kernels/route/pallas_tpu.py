@@ -14,8 +14,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.route.parts import (
+  LEAST,
+  closed,
+  largest,
+  score,
+  shaped,
+  to_key,
+)
 from pallas_kernels.route.plan import Plan, known_ids, sorted_pairs
-from pallas_kernels.route.ranks import LEAST, closed, largest, score, to_key
 
 LANES = 128
 SUBLANES = 8
@@ -58,10 +65,10 @@ def select(logits_NE, bias_E, valid_N, *, options, interpret=False):
       spec((rows, 1), lambda i: (0, 0)),
     ],
     out_shape=[
-      jax.ShapeDtypeStruct((k, n), jnp.int32),
-      jax.ShapeDtypeStruct((k, n), jnp.float32),
-      jax.ShapeDtypeStruct((1, n), jnp.float32),
-      jax.ShapeDtypeStruct((rows, 1), jnp.int32),
+      shaped((k, n), jnp.int32, args),
+      shaped((k, n), jnp.float32, args),
+      shaped((1, n), jnp.float32, args),
+      shaped((rows, 1), jnp.int32, args),
     ],
     # In order: all blocks add to the same counts.
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
@@ -191,7 +198,7 @@ def places(id_R, start_E, *, interpret=False):
       spec((rows, 1), lambda i: (0, 0)),
     ],
     out_specs=spec((1, pairs), lambda i: (0, i)),
-    out_shape=jax.ShapeDtypeStruct((1, id_R.size), jnp.int32),
+    out_shape=shaped((1, id_R.size), jnp.int32, id_R, start_E),
     scratch_shapes=[pltpu.VMEM((rows, 1), jnp.int32)],
     # In order: each block goes on from the counts of those before it.
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),

@@ -57,6 +57,31 @@ def spread(ids_NK, value_NK, *, experts):
   return jnp.where(one_hot, value_NK[..., None], 0).sum(1)
 
 
+def combine(y_RD, weights_NK, plan):
+  """[N, D]: each token's weighted sum of its rows."""
+  live_NK = plan.place_NK < plan.sizes_E.sum()
+  y_NKD = _live(live_NK, y_RD[plan.place_NK])
+  weights_NK = jnp.where(live_NK, weights_NK, 0)
+  return jnp.einsum('nkd,nk->nd', y_NKD, weights_NK).astype(y_RD.dtype)
+
+
+def combine_gradient(y_RD, weights_NK, plan, dy_ND):
+  """-> dy_RD, dweights_NK."""
+  live_NK = plan.place_NK < plan.sizes_E.sum()
+  y_NKD = _live(live_NK, y_RD[plan.place_NK])
+  dweights_NK = jnp.einsum('nkd,nd->nk', y_NKD, dy_ND.astype(y_NKD.dtype))
+  live_R = jnp.arange(len(y_RD)) < plan.sizes_E.sum()
+  dy_RD = _live(live_R, dy_ND[plan.token_R])
+  dy_RD *= jnp.where(live_R, weights_NK.reshape(-1)[plan.pair_R], 0)[:, None]
+  return dy_RD.astype(y_RD.dtype), jnp.where(live_NK, dweights_NK, 0)
+
+
+def _live(live, rows):
+  """In f32 or wider, zero where not live: a dead row may hold anything."""
+  rows = jnp.where(live[..., None], rows, 0)
+  return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+
+
 def _plain_nan(a):
   # Computed NaNs may carry a sign, by which top_k would rank them last.
   return jnp.where(jnp.isnan(a), jnp.nan, a)
