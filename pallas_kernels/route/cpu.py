@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.route import reference
-from pallas_kernels.route.parts import LEAST, closed, largest, score, to_key
+from pallas_kernels.route.parts import CLOSED, LEAST, largest, score, to_key
 from pallas_kernels.route.plan import Plan, inverse, known_ids
 
 # Each is the fastest of its kind at 8 to 256 experts and 4k to 41k tokens.
@@ -54,7 +54,7 @@ def _group_limited(key_EB, groups):
   score_GB = score(largest(key_GSB, best, axis=1)[0])[:, 0]
   _, left_GB = largest(score_GB, groups.kept_groups, axis=0)
   kept_G1B = left_GB[:, None] == LEAST
-  return jnp.where(kept_G1B, key_GSB, closed()).reshape(key_EB.shape)
+  return jnp.where(kept_G1B, key_GSB, CLOSED).reshape(key_EB.shape)
 
 
 def count(ids_NK, *, experts):

@@ -15,8 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.route.parts import (
+  CLOSED,
   LEAST,
-  closed,
   largest,
   score,
   shaped,
@@ -136,7 +136,7 @@ def _group_limited(key_TE, expert_TE, options):
     own_TE = group_TE == first.min(1, keepdims=True)
     open_TE |= own_TE
     score_TE = jnp.where(own_TE, LEAST, score_TE)
-  limited_TE = jnp.where(open_TE, key_TE, closed())
+  limited_TE = jnp.where(open_TE, key_TE, CLOSED)
   return jnp.where(expert_TE < options.experts, limited_TE, LEAST)
 
 

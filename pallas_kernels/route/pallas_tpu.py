@@ -15,8 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.route.parts import (
+  CLOSED,
   LEAST,
-  closed,
   largest,
   score,
   shaped,
@@ -167,7 +167,7 @@ def _group_limited(key_EN, expert_EN, options):
     )
     for g_1N, _ in kept
   )
-  limited_EN = jnp.where(open_EN > 0, key_EN, closed())
+  limited_EN = jnp.where(open_EN > 0, key_EN, CLOSED)
   return jnp.where(expert_EN < options.experts, limited_EN, LEAST)
 
 

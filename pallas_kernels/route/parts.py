@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 LEAST = -(2**31)
+CLOSED = -0x7F800001  # the key of minus infinity: what may not be chosen
 
 
 def to_key(rank: jax.Array) -> jax.Array:
@@ -49,11 +50,6 @@ def score(found) -> jax.Array:
   total = sum(numbers[1:], numbers[0])
   # A sum may make a NaN with a sign, which would rank it last.
   return to_key(jnp.where(jnp.isnan(total), jnp.nan, total))
-
-
-def closed() -> jax.Array:
-  """The key of an expert that a token may not choose."""
-  return to_key(jnp.float32(-jnp.inf))
 
 
 def shaped(shape, dtype, *like) -> jax.ShapeDtypeStruct:
