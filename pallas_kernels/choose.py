@@ -153,8 +153,8 @@ def _refusal(call, message):
   """A function with the results of `call` that fails when it is lowered."""
 
   def refuse(*args):
-    leaves, tree = jax.tree.flatten(jax.eval_shape(call, *args))
-    avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in leaves)
+    jaxpr, out = jax.make_jaxpr(call, return_shape=True)(*args)
+    avals, tree = tuple(jaxpr.out_avals), jax.tree.structure(out)
     outs = _refuse_p.bind(*jax.tree.leaves(args), avals=avals, message=message)
     return jax.tree.unflatten(tree, outs)
 

@@ -7,7 +7,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType
 
 from pallas_kernels.choose import Entry, choose
 from pallas_kernels.route import (
@@ -18,6 +17,7 @@ from pallas_kernels.route import (
   weigh,
 )
 from pallas_kernels.route.options import Groups, Options, check
+from pallas_kernels.route.parts import refuses_shards
 from pallas_kernels.route.plan import Plan, by_sort
 
 # What a rematerialisation policy names to keep the choice of experts: ids,
@@ -95,17 +95,17 @@ def _forward(options, implementation, logits_NE, bias_E, valid_N):
     'blocks': Entry(
       functools.partial(cpu.select, options=options),
       platforms=('cpu',),
-      refuses=_refuses_shards,
+      refuses=refuses_shards,
     ),
     'mosaic': Entry(
       functools.partial(pallas_tpu.select, options=options),
       platforms=('tpu',),
-      refuses=_refuses_shards,
+      refuses=refuses_shards,
     ),
     'triton': Entry(
       functools.partial(pallas_gpu.select, options=options),
       platforms=('cuda',),
-      refuses=_refuses_shards,
+      refuses=refuses_shards,
     ),
     'reference': Entry(functools.partial(reference.select, options=options)),
   }
@@ -183,32 +183,19 @@ def permutation(
     'count': Entry(
       functools.partial(cpu.by_count, experts=experts),
       platforms=('cpu',),
-      refuses=_refuses_many,
+      refuses=_refuses_count,
     ),
     'mosaic': Entry(
       functools.partial(pallas_tpu.by_count, experts=experts),
       platforms=('tpu',),
-      refuses=_refuses_shards,
+      refuses=refuses_shards,
     ),
     'sort': Entry(functools.partial(by_sort, experts=experts)),
   }
   return choose('permutation', table, ids_NK, implementation=implementation)
 
 
-def _refuses_many(ids_NK) -> str | None:
+def _refuses_count(ids_NK) -> str | None:
   if ids_NK.size >= 2**24:
     return f'it counts {2**24 - 1} pairs at most, not {ids_NK.size}'
-  return None
-
-
-def _refuses_shards(*_) -> str | None:
-  """For what the compiler cannot partition along the tokens."""
-  mesh = jax.sharding.get_abstract_mesh()
-  left = [
-    name
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind != AxisType.Manual and mesh.shape[name] > 1
-  ]
-  if left:
-    return f'it is not partitioned over the mesh axes {", ".join(left)}'
-  return None
+  return refuses_shards()

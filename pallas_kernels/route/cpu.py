@@ -119,9 +119,9 @@ def by_count(ids_NK: jax.Array, *, experts: int) -> Plan:
     )
     return counted, rank_C
 
-  counted, rank_LC = jax.lax.scan(
-    step, jnp.zeros(runs * kinds, jnp.int32), cell_LC
-  )
+  # Made of the ids, so that it varies over the same devices in `shard_map`.
+  none = jnp.zeros(runs * kinds, jnp.int32) + 0 * cell_LC[0, 0]
+  counted, rank_LC = jax.lax.scan(step, none, cell_LC)
   counted = counted.reshape(runs, kinds)
   sizes = counted.sum(0)
   start = _sums_before(counted) + _sums_before(sizes[:, None])[:, 0]

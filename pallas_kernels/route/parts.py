@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 LEAST = -(2**31)
 CLOSED = -0x7F800001  # the key of minus infinity: what may not be chosen
@@ -58,3 +59,16 @@ def shaped(shape, dtype, *like) -> jax.ShapeDtypeStruct:
   varying = frozenset().union(*(t.varying for t in types))
   kind = types[0].update(varying=varying)
   return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
+
+
+def refuses_shards(*_) -> str | None:
+  """For what the compiler cannot partition along the tokens."""
+  mesh = jax.sharding.get_abstract_mesh()
+  left = [
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind != AxisType.Manual and mesh.shape[name] > 1
+  ]
+  if left:
+    return f'it is not partitioned over the mesh axes {", ".join(left)}'
+  return None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.choose import Entry, choose
 from pallas_kernels.route import cpu, pallas_gpu, reference
+from pallas_kernels.route.parts import refuses_shards
 from pallas_kernels.route.plan import Plan
 
 
@@ -90,7 +91,11 @@ def _forward(implementation, y_RD, weights_NK, plan):
 def _backward(implementation, saved, dy_ND):
   y_RD, weights_NK, plan = saved
   table = {
-    'triton': Entry(pallas_gpu.combine_gradient, platforms=('cuda',)),
+    'triton': Entry(
+      pallas_gpu.combine_gradient,
+      platforms=('cuda',),
+      refuses=refuses_shards,
+    ),
     'reference': Entry(reference.combine_gradient),
   }
   if implementation not in table:
@@ -108,7 +113,9 @@ _combine.defvjp(_forward, _backward)
 def _sum(y_RD, weights_NK, plan, implementation):
   table = {
     'slots': Entry(cpu.combine, platforms=('cpu',)),
-    'triton': Entry(pallas_gpu.combine, platforms=('cuda',)),
+    'triton': Entry(
+      pallas_gpu.combine, platforms=('cuda',), refuses=refuses_shards
+    ),
     'reference': Entry(reference.combine),
   }
   args = y_RD, weights_NK, plan
