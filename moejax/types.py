@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from moejax.paired import Paired
 from moejax.rows import Combined, Padded, Ragged, Routed
+from pallas_kernels.route.api import count
 
 
 @struct.dataclass
@@ -92,7 +93,7 @@ class Chosen:
 
   def counts_E(self) -> jax.Array:
     """f32 [E]: how many tokens picked each expert."""
-    return self._one_hot().sum((0, 1), dtype=jnp.float32)
+    return count(self.ids_NK, self.num_experts).astype(jnp.float32)
 
   def counts_NE(self) -> jax.Array:
     """f32 [N, E]: how often each token picked each expert."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
@@ -138,7 +138,13 @@ def _refuse_batched(args, axes, *, avals, message):
   return outs, [0] * len(outs)
 
 
+def _refuse_jvp(primals, _tangents, **params):
+  outs = _refuse_p.bind(*primals, **params)
+  return outs, [ad.Zero(jax.typeof(o).to_tangent_aval()) for o in outs]
+
+
 _refuse_p.def_impl(_refuse)
+ad.primitive_jvps[_refuse_p] = _refuse_jvp
 mlir.register_lowering(_refuse_p, _refuse)
 batching.primitive_batchers[_refuse_p] = _refuse_batched
 
@@ -147,8 +153,8 @@ def _refusal(call, message):
   """A function with the results of `call` that fails when it is lowered."""
 
   def refuse(*args):
-    leaves, tree = jax.tree.flatten(jax.eval_shape(call, *args))
-    avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in leaves)
+    jaxpr, out = jax.make_jaxpr(call, return_shape=True)(*args)
+    avals, tree = tuple(jaxpr.out_avals), jax.tree.structure(out)
     outs = _refuse_p.bind(*jax.tree.leaves(args), avals=avals, message=message)
     return jax.tree.unflatten(tree, outs)
 
