@@ -39,9 +39,13 @@ def _table(form: str) -> dict[str, Entry]:
       getattr(pallas_tpu, form),
       platforms=('tpu',),
       refuses=functools.partial(pallas_tpu.refuses, form),
+      partitions=False,
     ),
     'megablox': Entry(
-      getattr(megablox, form), platforms=('tpu',), refuses=megablox.refuses
+      getattr(megablox, form),
+      platforms=('tpu',),
+      refuses=megablox.refuses,
+      partitions=False,
     ),
     'ragged_dot': Entry(getattr(library, form), refuses=library.refuses_dtype),
   }

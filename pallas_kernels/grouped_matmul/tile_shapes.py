@@ -23,6 +23,9 @@ MOST_ROWS = 1024
 STEP_S = 0.35e-6  # what a grid step costs beside its work
 # Of the fast memory: the rest is the compiler's.
 USABLE = 0.9
+# Larger tiles move hardly less, take long to compile, and leave the compiler
+# no fast memory to keep other arrays in; they are legal but never proposed.
+MOST_BYTES = 48 * chips.MIB
 # The compiler gives a kernel this much unless told otherwise.
 GIVEN_BYTES = 16 * chips.MIB
 
@@ -59,6 +62,7 @@ class Problem:
 
   @property
   def axes(self) -> tuple[int, int]:
+    """Lengths of the contracted and the other axis of NN and NT."""
     return (self.d, self.f) if self.form == 'nn' else (self.f, self.d)
 
   @property
@@ -107,7 +111,8 @@ def candidates(problem: Problem, chip: Chip) -> tuple[TileShape, ...]:
   found = (
     TileShape(r, d, f) for r in rows for d in _cuts(p.d) for f in _cuts(p.f)
   )
-  found = tuple(t for t in found if needed_bytes(p, t) <= room_bytes(chip))
+  room = min(room_bytes(chip), MOST_BYTES)
+  found = tuple(t for t in found if needed_bytes(p, t) <= room)
   return found or (TileShape(rows[0], min(p.d, LANES), min(p.f, LANES)),)
 
 
@@ -166,6 +171,7 @@ def _smaller(p: Problem, tiles: TileShape, chip: Chip) -> TileShape:
 
 
 def room_bytes(chip: Chip) -> int:
+  """What a kernel may take of one core's fast memory."""
   return int(USABLE * chip.fast_bytes)
 
 
@@ -239,10 +245,10 @@ def _seconds(p: Problem, t: TileShape, chip: Chip) -> float:
     changes = min(p.groups, visits) if k_tiles == 1 else visits
   even = -(-blocks // chip.cores) * chip.cores / blocks
   work *= per_flop * even
-  first = (often + seldom) + STEP_S
   changing = changes * max(work, often + seldom)
   rest = (visits - changes) * max(work, often)
-  return first + steps * (changing + rest + visits * STEP_S)
+  overhead = visits * STEP_S / chip.cores
+  return often + seldom + steps * (changing + rest + overhead)
 
 
 def _up(n: int, step: int) -> int:
