@@ -28,10 +28,11 @@ def _table(form: str) -> dict[str, Entry]:
   """Implementations of one form, best first.
 
   On TPU the kernels here come first: on v4, v5e, v5p and v6e they compile to
-  the ideal FLOPs and next to no temporary memory, while `ragged_dot` compiles
-  TN dense, E times too much, and copies the matrices for NT, even with the
-  libtpu that belongs with its jax (tests/kernels/test_grouped_matmul_aot.py).
-  megablox compiles as well and has to pad what its tiles do not divide.
+  the ideal FLOPs and less than 1 MiB of temporary memory. `ragged_dot` compiles
+  TN dense, E times the FLOPs, and copies the matrices for NT, even with the
+  libtpu that belongs with its jax. megablox compiles as well; it pads rows to
+  its tiles, and within a layer takes more memory. Programs that the compiler
+  partitions over a mesh still get `ragged_dot`.
   """
   return {
     'tiles': Entry(getattr(cpu, form), platforms=('cpu',)),
@@ -65,7 +66,8 @@ def grouped_matmul(
 
   Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so
   on. Rows past the last group give zeros and get a zero gradient, whatever
-  they hold. Products are accumulated in f32.
+  they hold. Products are accumulated in f32; on TPU f32 operands are rounded as
+  `jax_default_matmul_precision` says, as in any product there.
 
   Args:
     x_RD: [R, D] rows, f32 or bf16.

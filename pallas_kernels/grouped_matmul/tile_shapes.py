@@ -6,8 +6,10 @@ two groups visit it, so R rows in E groups are computed as at most
   R + (E - 1) rows_of_a_tile + (less than one tile at the end)
 
 rows, whatever the sizes: the wasted share is at most rows_of_a_tile E / R, the
-tile over the mean group. A tile no larger than the mean group (or than the
-smallest tile there is) thus never doubles the work.
+tile over the mean group. A tile no larger than the mean group thus never
+doubles the work. Only where the mean group is less than a register of rows, or
+in TN less than the side of the matrix unit, can the share exceed 1, as smaller
+tiles would be no faster there.
 """
 
 from __future__ import annotations
@@ -84,36 +86,37 @@ def choose_tiles(problem: Problem, chip: Chip | str | None = None) -> TileShape:
   its product or as the transfer of what the next one needs; two cores share
   the blocks of the output's columns. Nothing is measured here.
   """
-  return _choose(problem, chips.current('tpu', chip))
-
-
-@functools.lru_cache(maxsize=4096)
-def _choose(problem: Problem, chip: Chip) -> TileShape:
-  def key(t):
-    return _seconds(problem, t, chip), needed_bytes(problem, t)
-
-  return min(candidates(problem, chip), key=key)
+  return candidates(problem, chips.current('tpu', chip))[0]
 
 
 @functools.lru_cache(maxsize=4096)
 def candidates(problem: Problem, chip: Chip) -> tuple[TileShape, ...]:
-  """Legal tiles worth trying, never empty."""
+  """Legal tiles worth trying, never empty; the model's best come first."""
   p = problem
-  # A mean group, but at least what fills the matrix unit where rows are what
-  # it contracts: fewer would not be faster.
-  full = chip.matrix_unit if p.form == 'tn' else 1
-  most = min(MOST_ROWS, max(p.rows // p.groups, p.least_rows, full))
-  rows = [p.least_rows]
-  while 2 * rows[-1] <= min(most, p.rows):
-    rows.append(2 * rows[-1])
-  if p.rows < full:
-    rows = [p.rows]
   found = (
-    TileShape(r, d, f) for r in rows for d in _cuts(p.d) for f in _cuts(p.f)
+    TileShape(r, d, f)
+    for r in _row_tiles(p, chip)
+    for d in _cuts(p.d)
+    for f in _cuts(p.f)
   )
   room = min(room_bytes(chip), MOST_BYTES)
-  found = tuple(t for t in found if needed_bytes(p, t) <= room)
-  return found or (TileShape(rows[0], min(p.d, LANES), min(p.f, LANES)),)
+  found = [t for t in found if needed_bytes(p, t) <= room]
+  found.sort(key=lambda t: (_seconds(p, t, chip), needed_bytes(p, t)))
+  least = TileShape(p.least_rows, min(p.d, LANES), min(p.f, LANES))
+  return tuple(found) or (least,)
+
+
+def _row_tiles(p: Problem, chip: Chip) -> list[int]:
+  """From one register to the mean group, in powers of two."""
+  # TN contracts rows: fewer than fill the matrix unit would not be faster.
+  full = chip.matrix_unit if p.form == 'tn' else 1
+  most = min(MOST_ROWS, max(p.rows // p.groups, p.least_rows, full))
+  if p.rows <= most:
+    return [p.rows]
+  rows = [p.least_rows]
+  while 2 * rows[-1] <= most:
+    rows.append(2 * rows[-1])
+  return rows
 
 
 def _cuts(length: int) -> list[int]:
