@@ -20,6 +20,7 @@ from pallas_kernels.grouped_matmul.sizes import (
   fit_sizes,
   misfit_rows,
 )
+from pallas_kernels.grouped_matmul.spread import spread
 
 __all__ = ['grouped_matmul', 'misfit_rows', 'product']
 
@@ -31,8 +32,9 @@ def _table(form: str) -> dict[str, Entry]:
   the ideal FLOPs and less than 1 MiB of temporary memory. `ragged_dot` compiles
   TN dense, E times the FLOPs, and copies the matrices for NT, even with the
   libtpu that belongs with its jax. megablox compiles as well; it pads rows to
-  its tiles, and within a layer takes more memory. Programs that the compiler
-  partitions over a mesh still get `ragged_dot`.
+  its tiles, and within a layer takes more memory. Over a mesh in force each
+  device runs them on its rows (spread.py); only a program over many devices
+  that is traced without one gets `ragged_dot`.
   """
   return {
     'tiles': Entry(getattr(cpu, form), platforms=('cpu',)),
@@ -130,7 +132,8 @@ def product(form: str, a, b, sizes_E, implementation: str | None = None):
   # Under vmap a loop: not every implementation has a batched form.
   @jax.custom_batching.sequential_vmap
   def call(a, b, sizes_E):
-    return choose(op, table, a, b, sizes_E, implementation=implementation)
+    chosen = functools.partial(choose, op, table, implementation=implementation)
+    return spread(form, chosen, a, b, sizes_E)
 
   return call(a, b, sizes_E)
 

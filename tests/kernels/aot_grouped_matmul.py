@@ -16,7 +16,8 @@ FINE = 25600, 4096, 448, 256
 
 
 def main(topology):
-  device = devices(topology)[0]
+  every = devices(topology)
+  device = every[0]
   import jax
   import jax.numpy as jnp
 
@@ -49,7 +50,41 @@ def main(topology):
     found[f'{form} cut'] = compiled(form, CUT, jnp.bfloat16, tiles=tiles)
     found[f'{form} odd'] = compiled(form, ODD, jnp.bfloat16)
     found[f'{form} fine'] = compiled(form, FINE, jnp.bfloat16)
+  found['mesh'] = over_mesh(every)
   tell(found)
+
+
+def over_mesh(devices):
+  """All forms over four devices: each does a fourth of the work."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+  from pallas_kernels.grouped_matmul.api import grouped_matmul
+
+  r, d, f, e = 4096, 512, 256, 32
+  grid = np.array(devices).reshape(-1, 2)
+  mesh = Mesh(grid, ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
+
+  def array(shape, spec, dtype=jnp.bfloat16):
+    where = NamedSharding(mesh, PartitionSpec(spec))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+  def both_ways(x, w, sizes, dy):
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes), x, w)
+    return y, *pull(dy)
+
+  rows = ('data', 'expert')
+  args = (
+    array((r, d), rows),
+    array((e, d, f), 'expert'),
+    array((e,), None, jnp.int32),
+    array((r, f), rows),
+  )
+  with jax.set_mesh(mesh):
+    found = report(jax.jit(both_ways).lower(*args).compile())
+  return found | {'ideal_flops': 3 * 2 * r * d * f / grid.size}
 
 
 if __name__ == '__main__':

@@ -10,10 +10,11 @@ def test_each_form_compiles_to_its_ideal_work_and_no_copies(
   topology, on_topology
 ):
   found = on_topology('kernels/aot_grouped_matmul.py', topology)
-  assert len(found) == 18
+  assert len(found) == 19
   for case, cost in found.items():
-    assert cost['flops'] <= 1.01 * cost['ideal_flops'], case
+    assert cost['flops'] <= 1.02 * cost['ideal_flops'], case
     # Tables of visits and little else. Rows of a width that fills no registers
     # may be turned round; the matrices of that case are 1 GiB.
-    most = 32 if case.endswith('fine') else 1
+    # Over a mesh the matrices are gathered, 8 MiB.
+    most = 32 if case.endswith(('fine', 'mesh')) else 1
     assert cost['temporary_bytes'] < most * 2**20, case
