@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,11 +32,15 @@ class Entry:
     platforms: where it runs; `None` is everywhere.
     refuses: from the arguments (their static shapes and dtypes only), the
       reason why this entry does not take them, or `None`.
+    partitions: whether the compiler can spread it over the devices of a mesh.
+      If not, it is for programs of one device and for the inside of a
+      `jax.shard_map`; elsewhere the next entry that does takes its place.
   """
 
   call: Callable[..., Any]
   platforms: tuple[str, ...] | None = None
   refuses: Callable[..., str | None] = _takes_everything
+  partitions: bool = True
 
   def runs_on(self, platform: str) -> bool:
     return self.platforms is None or platform in self.platforms
@@ -63,10 +68,10 @@ def choose(
   """
   if implementation is not None:
     return _named(op, table, args, implementation)
-  best = {p: _names(table, args, p)[:1] for p in PLATFORMS}
-  if len(set(map(tuple, best.values()))) == 1 and best['cpu']:
-    return table[best['cpu'][0]].call(*args)
-  calls = {p: table[n[0]].call for p, n in best.items() if n}
+  best = {p: _best(table, _names(table, args, p)) for p in PLATFORMS}
+  if len(set(best.values())) == 1 and best['cpu']:
+    return _call(table, best['cpu'])(*args)
+  calls = {p: _call(table, names) for p, names in best.items() if names}
   message = f'{op}: nothing runs here; {_here(table, args)}'
   if not calls:
     raise NotImplementedError(message)
@@ -104,6 +109,18 @@ def _names(table, args, platform) -> list[str]:
     for name, entry in table.items()
     if entry.runs_on(platform) and entry.refuses(*args) is None
   ]
+
+
+def _best(table, names) -> tuple[str, ...]:
+  """The first name, and the first that partitions if that one does not."""
+  if not names or table[names[0]].partitions:
+    return tuple(names[:1])
+  return (names[0], *[n for n in names if table[n].partitions][:1])
+
+
+def _call(table, names):
+  calls = [table[n].call for n in names]
+  return calls[0] if len(calls) == 1 else _one_or_many(*calls)
 
 
 def _here(table, args) -> str:
@@ -159,3 +176,61 @@ def _refusal(call, message):
     return jax.tree.unflatten(tree, outs)
 
   return refuse
+
+
+# Two functions of which one is lowered: only then is it known whether the
+# program is for one device, or for many over which it will be partitioned.
+_one_or_many_p = core.Primitive('one_or_many')
+_one_or_many_p.multiple_results = True
+_one_or_many_p.def_abstract_eval(lambda *_, one, many: one.out_avals)
+_one_or_many_p.def_impl(
+  lambda *args, **both: jax.jit(partial(_one_or_many_p.bind, **both))(*args)
+)
+
+
+def _one_or_many(one, many):
+  """Does `one`, or `many` in programs that are partitioned over devices."""
+
+  def call(*args):
+    leaves, tree = jax.tree.flatten(args)
+
+    def flat(f, *leaves):
+      return jax.tree.leaves(f(*jax.tree.unflatten(tree, leaves)))
+
+    both = [jax.make_jaxpr(partial(flat, f))(*leaves) for f in (one, many)]
+    outs = _one_or_many_p.bind(*leaves, one=both[0], many=both[1])
+    return jax.tree.unflatten(
+      jax.tree.structure(jax.eval_shape(one, *args)), outs
+    )
+
+  return call
+
+
+def _one_or_many_lowered(ctx, *args, one, many):
+  chosen = many if _is_partitioned(ctx.module_context.axis_context) else one
+  call = core.jaxpr_as_fun(chosen)
+  return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
+
+
+def _is_partitioned(where) -> bool:
+  """Whether the compiler partitions code lowered here."""
+  if hasattr(where, 'num_devices'):
+    return where.num_devices > 1
+  if not hasattr(where, 'manual_axes'):
+    return False
+  mesh = where.mesh
+  manual = where.manual_axes | set(mesh.manual_axes)
+  return bool(where.manual_axes) and manual != set(mesh.axis_names)
+
+
+def _one_or_many_batched(args, axes, *, one, many):
+  one, many = (
+    jax.make_jaxpr(jax.vmap(core.jaxpr_as_fun(f), in_axes=axes))(*args)
+    for f in (one, many)
+  )
+  outs = _one_or_many_p.bind(*args, one=one, many=many)
+  return outs, [0] * len(outs)
+
+
+mlir.register_lowering(_one_or_many_p, _one_or_many_lowered)
+batching.primitive_batchers[_one_or_many_p] = _one_or_many_batched

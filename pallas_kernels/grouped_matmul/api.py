@@ -8,20 +8,49 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.grouped_matmul import cpu, library, reference
+from pallas_kernels.grouped_matmul import (
+  cpu,
+  library,
+  megablox,
+  pallas_tpu,
+  reference,
+)
+from pallas_kernels.grouped_matmul.sizes import (
+  check_sizes,
+  fit_sizes,
+  misfit_rows,
+)
+from pallas_kernels.grouped_matmul.spread import spread
 
-
-def _refuses_dtype(a, b, _sizes) -> str | None:
-  if a.dtype not in (jnp.float32, jnp.bfloat16):
-    return f'it takes float32 and bfloat16, not {a.dtype}'
-  return None
+__all__ = ['grouped_matmul', 'misfit_rows', 'product']
 
 
 def _table(form: str) -> dict[str, Entry]:
-  """Implementations of one form, best first."""
+  """Implementations of one form, best first.
+
+  On TPU the kernels here come first: on v4, v5e, v5p and v6e they compile to
+  the ideal FLOPs and less than 1 MiB of temporary memory. `ragged_dot` compiles
+  TN dense, E times the FLOPs, and copies the matrices for NT, even with the
+  libtpu that belongs with its jax. megablox compiles as well; it pads rows to
+  its tiles, and within a layer takes more memory. Over a mesh in force each
+  device runs them on its rows (spread.py); only a program over many devices
+  that is traced without one gets `ragged_dot`.
+  """
   return {
     'tiles': Entry(getattr(cpu, form), platforms=('cpu',)),
-    'ragged_dot': Entry(getattr(library, form), refuses=_refuses_dtype),
+    'mosaic_tpu': Entry(
+      getattr(pallas_tpu, form),
+      platforms=('tpu',),
+      refuses=functools.partial(pallas_tpu.refuses, form),
+      partitions=False,
+    ),
+    'megablox': Entry(
+      getattr(megablox, form),
+      platforms=('tpu',),
+      refuses=megablox.refuses,
+      partitions=False,
+    ),
+    'ragged_dot': Entry(getattr(library, form), refuses=library.refuses_dtype),
   }
 
 
@@ -39,7 +68,8 @@ def grouped_matmul(
 
   Rows are sorted by group: the first `sizes_E[0]` belong to group 0, and so
   on. Rows past the last group give zeros and get a zero gradient, whatever
-  they hold. Products are accumulated in f32.
+  they hold. Products are accumulated in f32; on TPU f32 operands are rounded as
+  `jax_default_matmul_precision` says, as in any product there.
 
   Matrices, and rows as well, may be quantised arrays of qwix (int8 or fp8, a
   scale for each row, matrix or column); see `quantised`.
@@ -48,14 +78,19 @@ def grouped_matmul(
     x_RD: [R, D] rows, f32 or bf16.
     w_EDF: [E, D, F], one matrix for each group, of the same dtype.
     sizes_E: int32 [E], rows of each group; not negative, at most R in sum.
+      Under jit, where values cannot be refused, negative sizes count as 0 and
+      rows that are not there are taken from the last groups; `misfit_rows`
+      counts them.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'tiles' (CPU), 'ragged_dot' or 'reference'.
+      for; 'tiles' (CPU), 'mosaic_tpu', 'megablox' (TPU), 'ragged_dot' or
+      'reference'.
 
   Returns:
     [R, F], in the dtype of `x_RD`.
 
   Raises:
-    ValueError: shapes or dtypes do not fit together, or an unknown name.
+    ValueError: shapes or dtypes do not fit together, sizes of known values do
+      not fit the rows, or an unknown name.
     NotImplementedError: the named implementation does not run here.
   """
   if hasattr(x_RD, 'qvalue') or hasattr(w_EDF, 'qvalue'):
@@ -65,6 +100,8 @@ def grouped_matmul(
     _check_name(implementation)
     return quantised.grouped_matmul(x_RD, w_EDF, sizes_E, implementation)
   _check(x_RD, w_EDF, sizes_E)
+  check_sizes('grouped_matmul', sizes_E, x_RD.shape[0])
+  sizes_E = fit_sizes(sizes_E, x_RD.shape[0])
   if implementation == 'reference':
     return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
   _check_name(implementation)
@@ -94,14 +131,18 @@ _grouped_matmul.defvjp(_forward, _backward)
 
 
 def product(form: str, a, b, sizes_E, implementation: str | None = None):
-  """One form, without a gradient: 'nn' x w, 'nt' y w^T, 'tn' x^T y."""
+  """One form, without a gradient: 'nn' x w, 'nt' y w^T, 'tn' x^T y.
+
+  Sizes must fit the rows; those of `fit_sizes` do.
+  """
   table = {'nn': NN, 'nt': NT, 'tn': TN}[form]
   op = f'grouped_matmul ({form})'
 
   # Under vmap a loop: not every implementation has a batched form.
   @jax.custom_batching.sequential_vmap
   def call(a, b, sizes_E):
-    return choose(op, table, a, b, sizes_E, implementation=implementation)
+    chosen = functools.partial(choose, op, table, implementation=implementation)
+    return spread(form, chosen, a, b, sizes_E)
 
   return call(a, b, sizes_E)
 

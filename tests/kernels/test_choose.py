@@ -86,3 +86,35 @@ def test_a_choice_can_be_differentiated_where_something_runs():
   x = jnp.float32(2)
   slope = jax.jit(jax.grad(lambda x: choose('op', table, x)))(x)
   assert slope == jnp.cos(x)
+
+
+def test_what_cannot_be_partitioned_is_for_one_device_and_shard_map():
+  table = {
+    'kernel': Entry(lambda x: x + 1, partitions=False),
+    'plain': Entry(lambda x: jnp.sin(x)),
+  }
+
+  def f(x):
+    return choose('op', table, x)
+
+  mesh = jax.make_mesh((8,), ('a',), axis_types=(jax.sharding.AxisType.Auto,))
+  grid = jax.make_mesh(
+    (4, 2), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+  x = jnp.zeros((8, 2))
+  rows = jax.sharding.PartitionSpec('a')
+  spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, rows))
+
+  def manual(mesh):
+    return jax.shard_map(
+      f, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={'a'}
+    )
+
+  one, many = jnp.ones((8, 2)), jnp.zeros((8, 2))
+  for call in (f, jax.jit(f), jax.jit(jax.vmap(f)), jax.jit(manual(mesh))):
+    assert (call(x) == one).all()
+  assert (jax.jit(manual(mesh))(spread) == one).all()
+  for call in (jax.jit(f), jax.jit(jax.vmap(f))):
+    assert (call(spread) == many).all()
+  # One of two axes is left to the compiler.
+  assert (jax.jit(manual(grid))(x) == many).all()
