@@ -7,7 +7,6 @@ First both sides' outputs and gradients are compared, then they take turns.
 Prints a table: forward and backward of the whole layer, router included.
 """
 
-import dataclasses
 import os
 import pathlib
 import statistics
@@ -24,7 +23,7 @@ import turns  # noqa: E402
 
 CALLS = flags.DEFINE_integer('calls', 5, 'Passes of each side in a round.')
 SHAPES = flags.DEFINE_multi_string(
-  'shape', None, 'T,d,n,E,K instead of the three of the page.'
+  'shape', None, 'T,d,n,E,K instead of those of the page.'
 )
 PEERS = flags.DEFINE_list(
   'peers', ['eager', 'grouped_mm'], "transformers' experts implementations."
@@ -50,9 +49,9 @@ def main(argv):
   print(f'load average: {os.getloadavg()[0]:.1f}')
 
 
-def row(shape: problem.Shape, skew: str) -> str:
+def row(shape: problem.Layer, skew: str) -> str:
   """Measures one shape and skew."""
-  text = ','.join(map(str, dataclasses.astuple(shape)))
+  text = problem.text(shape)
   ours = turns.Side('moejax', sys.executable, str(HERE / 'ours.py'), text, skew)
   peers = [
     turns.Side(
@@ -74,7 +73,7 @@ def row(shape: problem.Shape, skew: str) -> str:
         seconds[peers.index(side)].append(answer[0])
   for side in (ours, *peers):
     side.close()
-  rates = [shape.flops / s / 1e9 for s in layers]
+  rates = [problem.flops(shape) / s / 1e9 for s in layers]
   shares = [a / b for a, b in zip(rates, products, strict=True)]
   cells = [text.replace(',', ', '), skew]
   cells += [f'{statistics.median(v):.0f}' for v in (rates, products)]

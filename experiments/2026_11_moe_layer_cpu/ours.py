@@ -21,7 +21,7 @@ from moejax.types import Context
 SIDE = 2048  # of the square matrices of the large product
 
 
-def layer(shape: problem.Shape) -> nn.Module:
+def layer(shape: problem.Layer) -> nn.Module:
   return moe.Moe(
     router=routers.Router(
       score=routers.scores.Linear(shape.experts),
@@ -30,7 +30,7 @@ def layer(shape: problem.Shape) -> nn.Module:
       weigh=routers.weigh.softmax,
     ),
     dispatch=dispatch.Sort(),
-    experts=experts.Glu(shape.hidden, shape.experts),
+    experts=experts.Glu(shape.n, shape.experts),
   )
 
 

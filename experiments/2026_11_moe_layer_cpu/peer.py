@@ -16,10 +16,10 @@ import transformers
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 
 
-def block(shape: problem.Shape, implementation: str, given) -> torch.nn.Module:
+def block(shape: problem.Layer, implementation: str, given) -> torch.nn.Module:
   config = transformers.Qwen3MoeConfig(
-    hidden_size=shape.width,
-    moe_intermediate_size=shape.hidden,
+    hidden_size=shape.d,
+    moe_intermediate_size=shape.n,
     num_experts=shape.experts,
     num_experts_per_tok=shape.k,
     norm_topk_prob=True,

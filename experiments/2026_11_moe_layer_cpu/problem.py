@@ -1,51 +1,46 @@
-"""What both sides compute: shapes, inputs and the skew of their routing."""
+"""What both sides compute: inputs of a layer, and the skew of its routing."""
 
 import dataclasses
+import pathlib
+import sys
 
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """T tokens of width d; E experts of width n, K of them chosen."""
-
-  tokens: int
-  width: int
-  hidden: int
-  experts: int
-  k: int
-
-  @property
-  def flops(self) -> float:
-    """Of the useful products, forward and backward, router included."""
-    pairs = self.tokens * self.k
-    return (
-      18 * pairs * self.width * self.hidden
-      + 6 * self.tokens * self.width * self.experts
-    )
-
-
-SHAPES = (
-  Shape(4096, 256, 128, 64, 8),
-  Shape(4096, 256, 512, 8, 2),
-  Shape(8192, 512, 256, 64, 8),
+# The other side's Python need not have moejax installed.
+sys.path.append(str(pathlib.Path(__file__).parents[2]))
+from pallas_kernels.expert_ffn.shapes import (  # noqa: E402
+  HOST,
+  HOST_FINE_GRAINED,
+  Layer,
 )
+
+SHAPES = (*HOST.values(), *HOST_FINE_GRAINED.values())
 SKEWS = ('even', 'zipf')
 
 
-def shape(text: str) -> Shape:
-  """The inverse of `','.join(map(str, dataclasses.astuple(shape)))`."""
-  return Shape(*map(int, text.split(',')))
+def text(shape: Layer) -> str:
+  """T,d,n,E,K."""
+  return ','.join(map(str, dataclasses.astuple(shape)))
 
 
-def arrays(shape: Shape, skew: str) -> dict[str, np.ndarray]:
+def shape(text: str) -> Layer:
+  return Layer(*map(int, text.split(',')))
+
+
+def flops(shape: Layer) -> float:
+  """Of the useful products, forward and backward, router included."""
+  router = 6 * shape.tokens * shape.d * shape.experts
+  return shape.flops() + shape.flops(backward=True) + router
+
+
+def arrays(shape: Layer, skew: str) -> dict[str, np.ndarray]:
   """x, dy [T, d], router [d, E], gate and up [E, d, n], down [E, n, d], f32.
 
   The first channel of x is 1, so that the router's first row is a bias per
-  expert: none worth the name, or minus the logarithm of a random rank.
+  expert: 0, or minus the logarithm of a random rank (Zipf's law).
   """
   draw = np.random.default_rng(0)
-  t, d, n, e = shape.tokens, shape.width, shape.hidden, shape.experts
+  t, d, n, e = shape.tokens, shape.d, shape.n, shape.experts
 
   def normal(*size, fan=1):
     return (draw.normal(size=size) / fan**0.5).astype(np.float32)

@@ -74,6 +74,12 @@ HOST = {
   'coarse': Layer(4096, 256, 512, 8, 2),
   'large': Layer(8192, 512, 256, 64, 8),
 }
+# The series of finer experts at a sixteenth of the widths.
+HOST_FINE_GRAINED = {
+  8: Layer(2048, 256, 896, 8, 2),
+  56: Layer(2048, 256, 128, 56, 14),
+  256: Layer(2048, 256, 28, 256, 64),
+}
 
 
 def draw_ids(layer: Layer, seed: int, exponent: float = 0.0) -> np.ndarray:
