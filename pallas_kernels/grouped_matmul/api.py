@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.grouped_matmul import cpu, library, reference
+from pallas_kernels.grouped_matmul import cpu, library, pallas_gpu, reference
 
 
 def _refuses_dtype(a, b, _sizes) -> str | None:
@@ -21,6 +21,11 @@ def _table(form: str) -> dict[str, Entry]:
   """Implementations of one form, best first."""
   return {
     'tiles': Entry(getattr(cpu, form), platforms=('cpu',)),
+    'triton': Entry(
+      getattr(pallas_gpu, form),
+      platforms=('cuda',),
+      refuses=pallas_gpu.refuses,
+    ),
     'ragged_dot': Entry(getattr(library, form), refuses=_refuses_dtype),
   }
 
@@ -46,7 +51,7 @@ def grouped_matmul(
     w_EDF: [E, D, F], one matrix for each group, of the same dtype.
     sizes_E: int32 [E], rows of each group; not negative, at most R in sum.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'tiles' (CPU), 'ragged_dot' or 'reference'.
+      for; 'tiles' (CPU), 'triton' (NVIDIA), 'ragged_dot' or 'reference'.
 
   Returns:
     [R, F], in the dtype of `x_RD`.

@@ -70,42 +70,50 @@ def dot(a, b, contract: tuple[int, int]):
 
 
 def rows_times_matrices(
-  a_ref, rows, b_refs, group, columns, tiles: Tiles, *, transposed, start=None
+  a_refs, rows, b_refs, group, columns, tiles: Tiles, *, transposed
 ):
-  """[block_m, block_n] for each b: rows of a times columns of b[group].
+  """[block_m, block_n] each: rows of a times columns of b[group].
+
+  One a meets every b, for as many results. Several meet one b each, and the
+  products are summed.
 
   Args:
-    a_ref: [*, k]
+    a_refs: [*, k] each.
     rows: int32 [block_m], all within a.
     b_refs: [E, k, n] or, if `transposed`, [E, n, k] each.
     group: which matrix.
     columns: int32 [block_n], may go past n.
     tiles: block sizes.
     transposed: see `b_refs`.
-    start: what to add to, one for each b.
   """
-  k = a_ref.shape[1]
+  k = a_refs[0].shape[1]
   n = b_refs[0].shape[1 if transposed else 2]
   keep_n = inside(columns, n, tiles.block_n)
-  if start is None:
-    zeros = jnp.zeros((tiles.block_m, tiles.block_n), jnp.float32)
-    start = (zeros,) * len(b_refs)
 
   def step(i, sums):
     middle = numbers(i * tiles.block_k, tiles.block_k)
     keep_k = inside(middle, k, tiles.block_k)
-    a = load(a_ref, rows, middle, both(None, keep_k))
+    blocks = [load(a, rows, middle, both(None, keep_k)) for a in a_refs]
 
-    def product(b_ref):
+    def product(a, b_ref):
       if transposed:
         b = load(b_ref, columns, middle, both(keep_n, keep_k), (group,))
         return dot(a, b, (1, 1))
       b = load(b_ref, middle, columns, both(keep_k, keep_n), (group,))
       return dot(a, b, (1, 0))
 
-    return tuple(s + product(b) for s, b in zip(sums, b_refs, strict=True))
+    if len(blocks) == 1:
+      each = [product(blocks[0], b) for b in b_refs]
+      return tuple(s + p for s, p in zip(sums, each, strict=True))
+    (total,) = sums
+    for a, b_ref in zip(blocks, b_refs, strict=True):
+      total += product(a, b_ref)
+    return (total,)
 
-  return lax.fori_loop(0, -(-k // tiles.block_k), step, start)
+  results = len(b_refs) if len(a_refs) == 1 else 1
+  zeros = jnp.zeros((tiles.block_m, tiles.block_n), jnp.float32)
+  steps = -(-k // tiles.block_k)
+  return lax.fori_loop(0, steps, step, (zeros,) * results)
 
 
 def columns_of_rows(

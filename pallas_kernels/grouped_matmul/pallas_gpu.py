@@ -20,7 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.grouped_matmul import gpu_parts as parts
 from pallas_kernels.grouped_matmul.gpu_schedule import bounds, place, schedule
-from pallas_kernels.grouped_matmul.gpu_tiles import Tiles, choose_tiles
+from pallas_kernels.grouped_matmul.gpu_tiles import Product, Tiles, checked
 
 
 def refuses(a, b, sizes_E) -> str | None:
@@ -60,8 +60,7 @@ def tn(x_RD, y_RF, sizes_E, *, tiles: Tiles | None = None, interpret=False):
 def _rows(a_RK, b, sizes_E, tiles, interpret, transposed):
   rows, k = a_RK.shape
   experts, n = b.shape[0], b.shape[1 if transposed else 2]
-  mean = -(-rows // experts)
-  tiles = checked(tiles, choose_tiles(mean, n, k, a_RK.dtype), a_RK.dtype)
+  tiles = checked(tiles, Product(-(-rows // experts), n, k, a_RK.dtype))
   plan = schedule(sizes_E, rows, tiles.block_m, rest=True)
   grid = plan.group_J.size, -(-n // tiles.block_n)
 
@@ -81,7 +80,7 @@ def _rows(a_RK, b, sizes_E, tiles, interpret, transposed):
       # Rows past the tile's own repeat its last: they cost no reads.
       own = start + jnp.minimum(parts.numbers(0, tiles.block_m), live - 1)
       (value,) = parts.rows_times_matrices(
-        a_ref, own, (b_ref,), group, columns, tiles, transposed=transposed
+        (a_ref,), own, (b_ref,), group, columns, tiles, transposed=transposed
       )
       write(value)
 
@@ -125,8 +124,8 @@ def sum_of_rows(
   tables = [t for t in (a_at, b_at) if t is not None]
   rows = tables[0].shape[0] if tables else a.shape[0]
   experts, m, n = sizes_E.shape[0], a.shape[1], bs[0].shape[1]
-  rule = choose_tiles(m, n, -(-rows // experts), a.dtype, products=len(bs))
-  tiles = checked(tiles, rule, a.dtype, len(bs))
+  product = Product(m, n, -(-rows // experts), a.dtype, rights=len(bs))
+  tiles = checked(tiles, product)
   starts_E, ends_E = bounds(sizes_E, rows)
   blocks_m, blocks_n = -(-m // tiles.block_m), -(-n // tiles.block_n)
 
@@ -134,7 +133,11 @@ def sum_of_rows(
     at, refs = list(refs[: len(tables)]), refs[len(tables) :]
     a_table = None if a_at is None else at.pop(0)
     b_table = None if b_at is None else at.pop(0)
-    a_ref, b_refs, out_refs = refs[0], refs[1 : 1 + len(bs)], refs[1 + len(bs) :]
+    a_ref, b_refs, out_refs = (
+      refs[0],
+      refs[1 : 1 + len(bs)],
+      refs[1 + len(bs) :],
+    )
     program = pl.program_id(0)
     group = lax.div(program, blocks_m * blocks_n)
     within = lax.rem(program, blocks_m * blocks_n)
@@ -163,19 +166,6 @@ def sum_of_rows(
   out = parts.shaped((experts, m, n), a.dtype, args)
   grid = (experts * blocks_m * blocks_n,)
   return call(kernel, name, grid, [out] * len(bs), tiles, interpret)(*args)
-
-
-def checked(tiles, rule, dtype, products=1) -> Tiles:
-  """The tiles given, or those by rule.
-
-  Raises:
-    ValueError: the tiles need more shared memory than the chip has.
-  """
-  tiles = rule if tiles is None else tiles
-  reason = tiles.refuses(jnp.dtype(dtype).itemsize, products)
-  if reason is not None:
-    raise ValueError(f'{reason}.')
-  return tiles
 
 
 def call(kernel, name, grid, out_shape, tiles, interpret):

@@ -57,7 +57,7 @@ _Section = collections.namedtuple('_Section', 'name type offset size link')
 
 
 def _table(data: bytes, at: int) -> list[tuple[int, ...]]:
-  """(name, type, offset, size, link) of each section of the ELF file at `at`."""
+  """(name, type, offset, size, link) of each section of the file at `at`."""
   (offset,) = struct.unpack_from('<Q', data, at + 40)
   entry, count = struct.unpack_from('<HH', data, at + 58)
   starts = range(at + offset, at + offset + entry * count, entry)

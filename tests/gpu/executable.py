@@ -33,9 +33,7 @@ def records(serialised: bytes) -> bytes:
 def _without_block_headers(serialised: bytes) -> bytes:
   start = serialised.index(SIGNATURE)
   blocks = range(start, len(serialised), BLOCK)
-  return b''.join(
-    serialised[at + BLOCK_HEADER : at + BLOCK] for at in blocks
-  )
+  return b''.join(serialised[at + BLOCK_HEADER : at + BLOCK] for at in blocks)
 
 
 def _simple(chunk: memoryview) -> bytes:
