@@ -43,5 +43,7 @@ setuptools.setup(
     # ragged_dot dense on most TPUs.
     'aot': ['libtpu==0.0.42.*'],
     'cuda': ['jax[cuda12]'],
+    # Compiles for GPUs, on machines without one.
+    'aot-gpu': ['jax[cuda12]'],
   },
 )

@@ -237,24 +237,21 @@ def _pair(arrays):
   return (*arrays, None)[:2]
 
 
-def combine(y_RD, weights_NK, plan, total, *, block=(4, 512), interpret=False):
+def combine(y_RD, weights_NK, plan, total, *, interpret=False):
   """[N, D]: the sum of each token's rows, weighted unless weights are None.
 
   Pairs of no expert lie at `total` and after; they are not read.
   """
   n, k = plan.place_NK.shape
   width = y_RD.shape[1]
-  block_d = min(block[1], max(16, 1 << (width - 1).bit_length()))
-  tiles_n, tiles_d = -(-n // block[0]), -(-width // block_d)
+  block_n, block_d = _combine_block(width)
+  tiles_n, tiles_d = -(-n // block_n), -(-width // block_d)
 
   def kernel(total_1, place_NK, *refs):
     *weights, y_ref, out = refs
-    token = parts.numbers(
-      lax.div(pl.program_id(0), tiles_d) * block[0], block[0]
-    )
-    columns = parts.numbers(
-      lax.rem(pl.program_id(0), tiles_d) * block_d, block_d
-    )
+    program = pl.program_id(0)
+    token = parts.numbers(lax.div(program, tiles_d) * block_n, block_n)
+    columns = parts.numbers(lax.rem(program, tiles_d) * block_d, block_d)
     keep_d = parts.inside(columns, width, block_d)
     token_in = jnp.minimum(token, n - 1)
     total = total_1[0]
@@ -270,13 +267,13 @@ def combine(y_RD, weights_NK, plan, total, *, block=(4, 512), interpret=False):
         each *= weight.astype(jnp.float32)[:, None]
       return y + each
 
-    y = jnp.zeros((block[0], block_d), jnp.float32)
+    y = jnp.zeros((block_n, block_d), jnp.float32)
     if k <= 16:  # Straight code has all reads in flight at a time.
       for j in range(k):
         y = add(j, y)
     else:
       y = lax.fori_loop(0, k, add, y)
-    keep = parts.both(parts.inside(token, n, block[0]), keep_d)
+    keep = parts.both(parts.inside(token, n, block_n), keep_d)
     parts.store(out, token, columns, y, keep)
 
   weights = () if weights_NK is None else (weights_NK,)
@@ -285,3 +282,14 @@ def combine(y_RD, weights_NK, plan, total, *, block=(4, 512), interpret=False):
   name = 'expert_combine'
   grid = (tiles_n, tiles_d)
   return call(kernel, name, grid, out, Tiles(16, 16, 16), interpret)(*args)
+
+
+def _combine_block(width: int) -> tuple[int, int]:
+  """Tokens and columns of a program: 16 numbers for each of 128 threads.
+
+  Rows are read in long pieces, and without masks where that is possible.
+  """
+  whole = min(width & -width, 512)  # the largest power of 2 that divides it
+  ceiling = max(16, 1 << (width - 1).bit_length())
+  block_d = whole if whole >= 64 else min(ceiling, 512)
+  return 2048 // block_d, block_d
