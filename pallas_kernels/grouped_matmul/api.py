@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.grouped_matmul import cpu, library, pallas_gpu, reference
+from pallas_kernels.grouped_matmul import (
+  cpu,
+  library,
+  library_gpu,
+  pallas_gpu,
+  reference,
+)
 
 
 def _refuses_dtype(a, b, _sizes) -> str | None:
@@ -27,6 +33,17 @@ def _table(form: str) -> dict[str, Entry]:
       refuses=pallas_gpu.refuses,
     ),
     'ragged_dot': Entry(getattr(library, form), refuses=_refuses_dtype),
+    # After an entry that takes everything: these are only had by name.
+    'mosaic_gpu': Entry(
+      functools.partial(library_gpu.mosaic, form),
+      platforms=('cuda',),
+      refuses=functools.partial(library_gpu.mosaic_refuses, form),
+    ),
+    'tokamax': Entry(
+      functools.partial(library_gpu.tokamax, form),
+      platforms=('cuda',),
+      refuses=functools.partial(library_gpu.tokamax_refuses, form),
+    ),
   }
 
 
@@ -51,7 +68,8 @@ def grouped_matmul(
     w_EDF: [E, D, F], one matrix for each group, of the same dtype.
     sizes_E: int32 [E], rows of each group; not negative, at most R in sum.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'tiles' (CPU), 'triton' (NVIDIA), 'ragged_dot' or 'reference'.
+      for; 'tiles' (CPU), 'triton' (NVIDIA), 'ragged_dot' or 'reference', and
+      on NVIDIA GPUs 'mosaic_gpu' (jax's, for Hopper) and 'tokamax'.
 
   Returns:
     [R, F], in the dtype of `x_RD`.

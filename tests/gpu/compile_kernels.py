@@ -29,7 +29,9 @@ import h100  # noqa: E402
 from pallas_kernels.expert_ffn import pallas_gpu as layer  # noqa: E402
 from pallas_kernels.expert_ffn.api import expert_ffn  # noqa: E402
 from pallas_kernels.expert_ffn.plan import Plan  # noqa: E402
+from pallas_kernels.grouped_matmul import library_gpu  # noqa: E402
 from pallas_kernels.grouped_matmul import pallas_gpu as grouped  # noqa: E402
+from pallas_kernels.grouped_matmul.gpu_tiles import Tiles  # noqa: E402
 
 # T, d, n, E, K of arXiv 2512.14080, and two that divide no tile.
 SHAPES = {
@@ -94,6 +96,21 @@ def gradient_case(shape, dtype):
   return jax.grad(loss, range(5)), *args
 
 
+def spilling_case():
+  """A kernel whose results are twice what its threads have registers for."""
+  tiles = {'up': Tiles(128, 128, 64, num_warps=4)}
+  forward, *args = layer_cases('7B', jnp.bfloat16)['forward']
+  return functools.partial(forward, tiles=tiles), *args
+
+
+def library_cases():
+  """What the libraries' entry for Hopper takes."""
+  x, sizes = of((8192, 1536), jnp.bfloat16), of((64,), jnp.int32)
+  w = of((64, 1536, 1024), jnp.bfloat16)
+  assert library_gpu.mosaic_refuses('nn', x, w, sizes) is None
+  return {'nn': (functools.partial(library_gpu.mosaic, 'nn'), x, w, sizes)}
+
+
 def cases():
   """(family, shape, dtype, name, function, arguments)"""
   for dtype in (jnp.bfloat16, jnp.float32):
@@ -112,13 +129,16 @@ def cases():
   for shape in ('7B', '30B'):
     case = gradient_case(shape, jnp.bfloat16)
     yield 'gradient', shape, jnp.bfloat16, 'gradient', *case
+  yield 'spilling', '7B', jnp.bfloat16, 'spilling', *spilling_case()
+  for name, case in library_cases().items():
+    yield 'library', '7B', jnp.bfloat16, name, *case
 
 
 def main(markdown):
   (device,) = h100.devices()
   for family, shape, dtype, name, f, *args in cases():
     compiled, kernels = h100.compile_for(device, f, *args)
-    ours = ('grouped_', 'expert_')
+    ours = ('grouped_', 'expert_', 'body_mosaic_gpu')
     found = {
       'family': family,
       'shape': SHAPES[shape],

@@ -27,7 +27,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope='module')
-def found():
+def everything():
   done = subprocess.run(
     [sys.executable, FOLDER / 'compile_kernels.py'],
     capture_output=True,
@@ -36,6 +36,13 @@ def found():
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope='module')
+def found(everything):
+  """What must pass the gate."""
+  others = ('spilling', 'library')
+  return [case for case in everything if case['family'] not in others]
 
 
 def _kernels(found):
@@ -65,6 +72,20 @@ def test_no_kernel_spills_registers(found):
     spilled = ('frame', 'local_stores', 'local_loads')
     assert not any(kernel.get(name, 0) for name in spilled), what
     assert 0 < kernel['registers'] <= MOST_REGISTERS, what
+
+
+def test_a_kernel_that_spills_is_seen_to(everything):
+  (case,) = (c for c in everything if c['family'] == 'spilling')
+  kernels = {kernel['kernel']: kernel for kernel in case['kernels']}
+  up = kernels['expert_up']
+  assert up['frame'] and up['local_stores'] and up['local_loads']
+
+
+def test_the_library_for_hopper_does_not_spill_at_its_most_groups(everything):
+  cases = [c for c in everything if c['family'] == 'library']
+  assert cases
+  for what, _, kernel in _kernels(cases):
+    assert kernel['wgmma'] > 0 and not kernel.get('frame'), what
 
 
 def test_every_kernel_fits_shared_memory(found):

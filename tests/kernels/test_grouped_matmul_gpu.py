@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.choose import Entry
-from pallas_kernels.grouped_matmul import api, pallas_gpu
+from pallas_kernels.grouped_matmul import api, library_gpu, pallas_gpu
 from pallas_kernels.grouped_matmul.gpu_schedule import GROUP_N, place, schedule
 from pallas_kernels.grouped_matmul.gpu_tiles import (
   SHARED_BYTES,
@@ -190,3 +190,27 @@ def test_other_dtypes_are_refused_with_the_reason():
   x, w = x.astype(jnp.float16), w.astype(jnp.float16)
   with pytest.raises(NotImplementedError, match='float32 and bfloat16, not fl'):
     api.grouped_matmul(x, w, sizes, implementation='triton')
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(dtype=jnp.float32), 'bfloat16, not float32'),
+    (dict(groups=65), '65 groups exceed the 64'),
+    (dict(d=192), r'widths \(192, 256\) are not multiples of 128'),
+  ],
+)
+def test_the_library_for_hopper_refuses_with_the_reason(change, message):
+  is_ = dict(dtype=jnp.bfloat16, groups=4, d=128) | change
+  x = jnp.zeros((8, is_['d']), is_['dtype'])
+  w = jnp.zeros((is_['groups'], is_['d'], 256), is_['dtype'])
+  sizes = jnp.zeros(is_['groups'], jnp.int32)
+  with pytest.raises(NotImplementedError, match=message):
+    api.grouped_matmul(x, w, sizes, implementation='mosaic_gpu')
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+  monkeypatch.setattr(library_gpu, '_has', lambda module: False)
+  x, w, sizes, _ = _inputs(SMALL['smoke'], jnp.bfloat16)
+  with pytest.raises(NotImplementedError, match='tokamax is not installed'):
+    api.grouped_matmul(x, w, sizes, implementation='tokamax')
