@@ -46,24 +46,27 @@ def _inputs(shape, dtype=jnp.float32, gated=True):
   return (x, gate, up, down, weights), ids, dy
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _every_expert(args, ids, dy, activation):
+  """y and all gradients, from every expert for every token."""
+
+  def y(x, gate, up, down, weights):
+    one_hot = ids[..., None] == jnp.arange(gate.shape[0])
+    weights_NE = jnp.einsum('nk,nke->ne', weights, one_hot.astype(x.dtype))
+    h = activation(jnp.einsum('nd,edf->nef', x, gate))
+    h = h if up is None else h * jnp.einsum('nd,edf->nef', x, up)
+    return jnp.einsum('ne,nef,efd->nd', weights_NE, h, down)
+
+  value, pull = jax.vjp(y, *args)
+  return value, *pull(dy)
+
+
 def _oracle(args, ids, dy, activation):
-  """y and all gradients in float64, by a loop over pairs' experts."""
+  """The same in float64."""
   with jax.enable_x64(True):
     args, dy = jax.tree.map(lambda a: np.asarray(a, np.float64), (args, dy))
-
-    def y(x, gate, up, down, weights):
-      one_hot = ids[..., None] == jnp.arange(gate.shape[0])
-      weights_NE = jnp.einsum('nk,nke->ne', weights, one_hot.astype(x.dtype))
-      h = activation(jnp.einsum('nd,edf->nef', x, gate))
-      h = h if up is None else h * jnp.einsum('nd,edf->nef', x, up)
-      return jnp.einsum('ne,nef,efd->nd', weights_NE, h, down)
-
-    @jax.jit
-    def results(args, dy):
-      value, pull = jax.vjp(y, *args)
-      return value, *pull(dy)
-
-    return jax.tree.map(np.asarray, results(args, dy))
+    found = _every_expert(args, np.asarray(ids), dy, activation)
+    return jax.tree.map(np.asarray, found)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
