@@ -17,7 +17,12 @@ from pallas_kernels.grouped_matmul.gpu_tiles import Tiles
 
 def shaped(shape, dtype, *like) -> jax.ShapeDtypeStruct:
   """A result; inside `shard_map` it varies over what any of `like` does."""
-  types = [jax.typeof(a).manual_axis_type for a in jax.tree.leaves(like)]
+  types = [
+    getattr(jax.typeof(a), 'manual_axis_type', None)
+    for a in jax.tree.leaves(like)
+  ]
+  if None in types:  # another release of jax; not inside `shard_map` then
+    return jax.ShapeDtypeStruct(shape, dtype)
   varying = frozenset().union(*(t.varying for t in types))
   kind = types[0].update(varying=varying)
   return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
