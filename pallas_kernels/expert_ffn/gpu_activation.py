@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,15 @@ _SIMPLE = (
 _CALLS = frozenset(('jit', 'pjit', 'closed_call', 'custom_jvp_call'))
 
 
-@functools.lru_cache(maxsize=128)
 def cannot_fuse(activation) -> str | None:
   """Why value or derivative cannot be computed in a kernel, or `None`."""
+  if isinstance(activation, Hashable):
+    return _examined(activation)
+  return _examined.__wrapped__(activation)
+
+
+@functools.lru_cache(maxsize=128)
+def _examined(activation) -> str | None:
   x = jax.ShapeDtypeStruct((16, 16), jnp.float32)
 
   def both(x, dy):

@@ -1,6 +1,7 @@
 """The feed-forward's GPU kernels, interpreted, against every expert."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -153,22 +154,52 @@ def test_no_expert_leaks_nothing():
     assert np.asarray(w)[1].any()
 
 
+@pytest.mark.skipif(
+  jax.__version_info__ > (0, 10, 2)
+  and importlib.util.find_spec('jax_cuda12_plugin') is None,
+  reason='after 0.10.2, lowering for CUDA compiles Triton: needs the plugin',
+)
 @pytest.mark.parametrize(
   'activation',
-  [jax.nn.silu, jax.nn.gelu, jax.nn.relu, jax.nn.mish, jax.nn.elu, jnp.real],
+  [
+    *(jax.nn.relu, jax.nn.elu, jax.nn.mish, jax.nn.softplus, jax.nn.celu),
+    *(jax.nn.hard_swish, jax.nn.squareplus, jnp.real),
+  ],
 )
-def test_common_activations_run_inside_of_kernels(activation):
+def test_what_is_said_to_run_inside_of_kernels_lowers(activation):
   assert cannot_fuse(activation) is None
+  args, ids, dy = _inputs(SHAPES['one token'])
+  x, *matrices, weights = args
+
+  def both(x, matrices, weights, dy):
+    args = (x, tuple(matrices), weights, plan(ids, 4))
+    y, kept = pallas_gpu.forward(*args, activation=activation, keep=True)
+    return y, pallas_gpu.backward(*args, kept, dy, activation=activation)
+
+  traced = jax.jit(both).trace(x, matrices, weights, dy)
+  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  assert '"expert_up"' in text and '"expert_dh"' in text
 
 
 def test_an_activation_that_triton_lacks_is_refused_by_name():
   exact = functools.partial(jax.nn.gelu, approximate=False)
   assert 'erfc' in cannot_fuse(exact)
+  assert 'atan' in cannot_fuse(jnp.arctan)
 
 
 def test_an_activation_that_holds_an_array_is_refused():
   table = jnp.arange(16.0)
   assert 'array' in cannot_fuse(lambda x: x * table)
+
+
+def test_an_activation_without_a_hash_is_examined_too():
+  class Scaled:
+    __hash__ = None
+
+    def __call__(self, x):
+      return 2 * jnp.tanh(x)
+
+  assert cannot_fuse(Scaled()) is None
 
 
 def test_tiles_of_an_unknown_kernel_are_refused():
