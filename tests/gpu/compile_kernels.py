@@ -20,6 +20,8 @@ os.environ.update(
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
@@ -134,10 +136,38 @@ def cases():
     yield 'library', '7B', jnp.bfloat16, name, *case
 
 
-def main(markdown):
+def sharded_over_4(shape='7B', dtype=jnp.bfloat16):
+  """The gradient with tokens sharded over 4 GPUs, lowered."""
+  mesh = Mesh(np.array(h100.devices(4)), ('data',))
+  split, whole = PartitionSpec('data'), PartitionSpec()
+  gradient, *args = gradient_case(shape, dtype)
+  specs = split, whole, whole, whole, split, split
+  f = jax.shard_map(
+    gradient,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=(split, whole, whole, whole, split),
+    check_vma=False,
+  )
+  args = [
+    of(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+    for a, spec in zip(args, specs, strict=True)
+  ]
+  return jax.jit(f).lower(*args)
+
+
+def compiled_cases():
+  """(family, shape, dtype, name, compiled, kernels)"""
   (device,) = h100.devices()
   for family, shape, dtype, name, f, *args in cases():
-    compiled, kernels = h100.compile_for(device, f, *args)
+    which = family, shape, dtype, name
+    yield *which, *h100.compile_for(device, f, *args)
+  which = 'sharded', '7B', jnp.bfloat16, 'gradient over 4 GPUs'
+  yield *which, *h100.inspect(sharded_over_4())
+
+
+def main(markdown):
+  for family, shape, dtype, name, compiled, kernels in compiled_cases():
     ours = ('grouped_', 'expert_', 'body_mosaic_gpu')
     found = {
       'family': family,

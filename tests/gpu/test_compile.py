@@ -56,7 +56,7 @@ def test_every_case_has_the_kernels_that_it_should(found):
     names = {kernel['kernel'] for kernel in case['kernels']}
     if case['family'] == 'grouped':
       assert names == {f'grouped_{case["case"].split()[-2]}'}, case
-    elif case['family'] == 'gradient':
+    elif case['family'] in ('gradient', 'sharded'):
       # The loss does not need y: no part of the forward pass beyond `up`
       # has to run.
       assert names >= BACKWARD | {'expert_up'}, case
@@ -64,7 +64,12 @@ def test_every_case_has_the_kernels_that_it_should(found):
       want = FORWARD if 'forward' in case['case'] else BACKWARD
       assert names == want, case
   counts = collections.Counter(case['family'] for case in found)
-  assert counts == {'layer': 36, 'grouped': 36, 'gradient': 2}
+  assert counts == {
+    'layer': 36,
+    'grouped': 36,
+    'gradient': 2,
+    'sharded': 1,
+  }
 
 
 def test_no_kernel_spills_registers(found):
@@ -120,7 +125,7 @@ def test_the_layer_keeps_nothing_dense_in_memory(found):
     # Rows of width D between a product and the sum after it, and of width F:
     # hidden values, weighted hidden values, gradients of gate and up.
     rows = t * k * (d + 3 * n) * itemsize
-    if case['family'] == 'gradient':
+    if case['family'] in ('gradient', 'sharded'):
       rows += t * k * 2 * n * itemsize
     tables = 64 * (t * k + e) + 2**16
     assert case['temporary_bytes'] <= 1.01 * rows + tables, case
