@@ -46,5 +46,7 @@ setuptools.setup(
     'aot': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
     'quant': ['qwix>=0.1.8'],
+    # Compiles for GPUs, on machines without one.
+    'aot-gpu': ['jax[cuda12]'],
   },
 )

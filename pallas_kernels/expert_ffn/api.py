@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.expert_ffn import cpu, reference, rows
+from pallas_kernels.expert_ffn import cpu, pallas_gpu, reference, rows
 from pallas_kernels.route.api import permutation
 
 # What a rematerialisation policy can name to keep the products' results.
 PRE_ACTIVATIONS = 'expert_pre_activations'
-NAMES = ('tiles', 'rows', 'reference')
+NAMES = ('tiles', 'triton', 'rows', 'reference')
 
 
 def expert_ffn(
@@ -50,7 +50,7 @@ def expert_ffn(
     weights_NK: f32 [N, K].
     activation: an element-wise jnp function, the same object at every call.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'tiles' (CPU), 'rows' or 'reference'.
+      for; 'tiles' (CPU), 'triton' (NVIDIA), 'rows' or 'reference'.
 
   Returns:
     [N, D], in the dtype of `x_ND`.
@@ -103,6 +103,12 @@ def _run(direction, activation, implementation, args, **static):
   table = {
     'tiles': Entry(
       functools.partial(getattr(cpu, direction), **static), platforms=('cpu',)
+    ),
+    'triton': Entry(
+      functools.partial(getattr(pallas_gpu, direction), **static),
+      platforms=('cuda',),
+      refuses=functools.partial(pallas_gpu.refuses, activation=activation),
+      partitions=False,
     ),
     'rows': Entry(functools.partial(getattr(rows, direction), **static)),
   }

@@ -11,7 +11,9 @@ from pallas_kernels.choose import Entry, choose
 from pallas_kernels.grouped_matmul import (
   cpu,
   library,
+  library_gpu,
   megablox,
+  pallas_gpu,
   pallas_tpu,
   reference,
 )
@@ -50,7 +52,24 @@ def _table(form: str) -> dict[str, Entry]:
       refuses=megablox.refuses,
       partitions=False,
     ),
+    'triton': Entry(
+      getattr(pallas_gpu, form),
+      platforms=('cuda',),
+      refuses=pallas_gpu.refuses,
+      partitions=False,
+    ),
     'ragged_dot': Entry(getattr(library, form), refuses=library.refuses_dtype),
+    # After an entry that takes everything: these are only had by name.
+    'mosaic_gpu': Entry(
+      functools.partial(library_gpu.mosaic, form),
+      platforms=('cuda',),
+      refuses=functools.partial(library_gpu.mosaic_refuses, form),
+    ),
+    'tokamax': Entry(
+      functools.partial(library_gpu.tokamax, form),
+      platforms=('cuda',),
+      refuses=functools.partial(library_gpu.tokamax_refuses, form),
+    ),
   }
 
 
@@ -82,8 +101,9 @@ def grouped_matmul(
       rows that are not there are taken from the last groups; `misfit_rows`
       counts them.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'tiles' (CPU), 'mosaic_tpu', 'megablox' (TPU), 'ragged_dot' or
-      'reference'.
+      for; 'tiles' (CPU), 'mosaic_tpu', 'megablox' (TPU), 'triton' (NVIDIA),
+      'ragged_dot' or 'reference', and on NVIDIA GPUs 'mosaic_gpu' (jax's, for
+      Hopper) and 'tokamax'.
 
   Returns:
     [R, F], in the dtype of `x_RD`.
