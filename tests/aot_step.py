@@ -1,45 +1,26 @@
 """Compiles one training step for a TPU topology, on a machine without one.
 
-Run as a process of its own, as libtpu takes one topology per process:
   python tests/aot_step.py v5e:2x2 Sort
 prints the FLOPs of the step and its temporary bytes, as JSON.
 """
 
-import json
-import os
 import sys
 
-KINDS = {'v5e': 'v5litepod-4', 'v6e': 'v6e-4', 'v5p': 'v5p-8', 'v4': 'v4-8'}
+from topology import devices, report, tell
 
 
 def main(topology, dispatch):
-  os.environ.update(
-    JAX_PLATFORMS='cpu',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-    TPU_ACCELERATOR_TYPE=KINDS[topology.split(':')[0]],
-    TPU_SKIP_MDS_QUERY='1',
-    TPU_WORKER_HOSTNAMES='localhost',
-  )
+  found = devices(topology)
   import jax
   import numpy as np
-  from jax.experimental import topologies
   from jax.sharding import AxisType, Mesh
 
-  found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
-  devices = np.array(found.devices).reshape(-1, 2)
-  mesh = Mesh(devices, ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
+  grid = np.array(found).reshape(-1, 2)
+  mesh = Mesh(grid, ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
   compiled = compile_step(mesh, dispatch)
-  print(
-    json.dumps(
-      {
-        'flops': compiled.cost_analysis()['flops'],
-        'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
-        'platform': jax.tree.leaves(compiled.input_shardings)[0]
-        .mesh.devices.flat[0]
-        .platform,
-      }
-    )
-  )
+  sharding = jax.tree.leaves(compiled.input_shardings)[0]
+  platform = sharding.mesh.devices.flat[0].platform
+  tell(report(compiled) | {'platform': platform})
 
 
 def compile_step(mesh, dispatch):

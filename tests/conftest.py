@@ -1,6 +1,11 @@
 """Eight host devices for every test, and small things to build."""
 
+import importlib.util
+import json
 import os
+import pathlib
+import subprocess
+import sys
 import types
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -118,3 +123,25 @@ def text(tmp_path_factory):
     'data.Files', pattern=str(folder / 'train_*.txt'), **patterns
   )
   return common.node('data.Text', sources={'files': files})
+
+
+@pytest.fixture(scope='session')
+def on_topology():
+  """Runs a script of this folder for a TPU topology: what it tells."""
+  if importlib.util.find_spec('libtpu') is None:
+    pytest.skip("needs the TPU compiler: pip install -e '.[test]'")
+  tests = pathlib.Path(__file__).parent
+  path = os.pathsep.join(map(str, (tests.parent, tests)))
+
+  def run(script, topology, *args, timeout_s=600):
+    done = subprocess.run(
+      [sys.executable, tests / script, topology, *args],
+      capture_output=True,
+      text=True,
+      timeout=timeout_s,
+      env=os.environ | {'PYTHONPATH': path},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+  return run
