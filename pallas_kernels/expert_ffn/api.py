@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.choose import Entry, choose
 from pallas_kernels.expert_ffn import cpu, reference, rows
-from pallas_kernels.expert_ffn.plan import plan
+from pallas_kernels.route.api import permutation
 
 # What a rematerialisation policy can name to keep the products' results.
 PRE_ACTIVATIONS = 'expert_pre_activations'
@@ -77,7 +77,7 @@ def expert_ffn(
     )
   if 0 in x_ND.shape or 0 in w_gate_EDF.shape or 0 in ids_NK.shape:
     return jnp.zeros_like(x_ND)
-  p = plan(ids_NK, w_gate_EDF.shape[0])
+  p = permutation(ids_NK, w_gate_EDF.shape[0])
   return _expert_ffn(activation, implementation, x_ND, matrices, weights_NK, p)
 
 

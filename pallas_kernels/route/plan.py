@@ -11,25 +11,44 @@ import jax.numpy as jnp
 class Plan:
   """The R = N * K pairs sorted by expert; those of no expert come last.
 
+  The order is stable: an expert sees its pairs in the order of tokens.
+
   Attributes:
     pair_R: int32, n * K + k of each sorted pair.
-    token_R: int32, n of each sorted pair.
     place_NK: int32, where each pair went.
     sizes_E: int32, pairs of each expert.
   """
 
   pair_R: jax.Array
-  token_R: jax.Array
   place_NK: jax.Array
   sizes_E: jax.Array
 
+  @property
+  def token_R(self) -> jax.Array:
+    """int32, n of each sorted pair. Not stored: it would be kept for long."""
+    return jax.lax.div(self.pair_R, jnp.int32(self.place_NK.shape[1]))
 
-def plan(ids_NK: jax.Array, experts: int) -> Plan:
-  """Sorts pairs by expert, stably; an id outside [0, experts) is none."""
-  n, k = ids_NK.shape
-  rows = n * k
+
+def known_ids(ids_NK: jax.Array, experts: int) -> jax.Array:
+  """int32 [N * K], with every id outside [0, experts) made `experts`."""
   id_R = ids_NK.reshape(-1).astype(jnp.int32)
-  id_R = jnp.where((id_R >= 0) & (id_R < experts), id_R, experts)
+  return jnp.where((id_R >= 0) & (id_R < experts), id_R, experts)
+
+
+def inverse(place_R: jax.Array) -> jax.Array:
+  """int32 [R]: the inverse of a permutation."""
+  row_R = jnp.arange(place_R.size, dtype=jnp.int32)
+  return (
+    jnp.zeros_like(row_R)
+    .at[place_R]
+    .set(row_R, unique_indices=True, mode='promise_in_bounds')
+  )
+
+
+def by_sort(ids_NK: jax.Array, *, experts: int) -> Plan:
+  """By one sort."""
+  id_R = known_ids(ids_NK, experts)
+  rows = id_R.size
   row_R = jnp.arange(rows, dtype=jnp.int32)
   if (experts + 1) * rows < 2**31:
     # One sort of packed keys takes a quarter of the time of an argsort.
@@ -40,9 +59,4 @@ def plan(ids_NK: jax.Array, experts: int) -> Plan:
     id_R = id_R[pair_R]
   ends_E = jnp.searchsorted(id_R, jnp.arange(experts), side='right')
   sizes_E = jnp.diff(ends_E, prepend=0).astype(jnp.int32)
-  place_R = (
-    jnp.zeros_like(row_R)
-    .at[pair_R]
-    .set(row_R, unique_indices=True, mode='promise_in_bounds')
-  )
-  return Plan(pair_R, pair_R // k, place_R.reshape(n, k), sizes_E)
+  return Plan(pair_R, inverse(pair_R).reshape(ids_NK.shape), sizes_E)
