@@ -52,14 +52,19 @@ def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
   dw_down = product('tn', (h_RF * weight_R1).astype(dtype), dy_RD, sizes_E)
   x_RD = _take(x_ND, plan.token_R)
   dw_gate = product('tn', x_RD, dgate_RF, sizes_E)
-  dx_RD = product('nt', dgate_RF, w_gate, sizes_E)
-  dw_up = None
+  dw_up = None if w_up is None else product('tn', x_RD, dup_RF, sizes_E)
+  dx_ND = _dx(product('nt', dgate_RF, w_gate, sizes_E), plan)
   if w_up is not None:
-    dw_up = product('tn', x_RD, dup_RF, sizes_E)
-    dx_RD += product('nt', dup_RF, w_up, sizes_E)
-  dx_ND = combine(dx_RD, jnp.ones_like(weights_NK), plan.place_NK)
+    # One after the other: two arrays of rows would be the peak of memory.
+    dup_RF, dx_ND = lax.optimization_barrier((dup_RF, dx_ND))
+    dx_ND += _dx(product('nt', dup_RF, w_up, sizes_E), plan)
   dweights_NK = _take(dweight_R, plan.place_NK).astype(weights_NK.dtype)
   return dx_ND, (dw_gate, dw_up, dw_down), dweights_NK
+
+
+def _dx(dx_RD, plan):
+  ones_NK = jnp.ones(plan.place_NK.shape, jnp.float32)
+  return combine(dx_RD, ones_NK, plan.place_NK)
 
 
 def combine(y_RD, weights_NK, place_NK):
