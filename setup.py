@@ -34,14 +34,15 @@ setuptools.setup(
     'test': [
       'hypothesis',
       'ipykernel',
+      # The TPU compiler that belongs with the jax installed: 0.0.42.* with jax
+      # 0.10.2. A mismatched pair compiles ragged_dot dense on most TPUs.
+      'jax[tpu]',
       'nbclient',
       'nbformat',
       'pytest',
       'ruff==0.17.6',
     ],
-    # jax 0.10.2 belongs with libtpu 0.0.42.*: a mismatched pair compiles
-    # ragged_dot dense on most TPUs.
-    'aot': ['libtpu==0.0.42.*'],
+    'aot': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
   },
 )

@@ -1,0 +1,281 @@
+"""The three forms as Pallas kernels for TPU.
+
+A grid step multiplies one tile of rows by a block of the matrix of one group.
+Which tile and group, scalars tell that arrive before the kernel starts; steps
+of a tile that several groups share follow each other, so that its result stays
+in fast memory and every group stores its own rows.
+
+Source: arXiv 2211.15841 section 5 (grouped products without padding).
+Differs: no block-sparse format and no padding of groups to tiles; empty groups
+cost a step only where their gradient has to be zeroed, and rows of no group
+cost a store of zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import chips
+from pallas_kernels.grouped_matmul import tile_shapes, visits
+from pallas_kernels.grouped_matmul.tile_shapes import Problem, TileShape
+
+# Half of the memory that scalars share with the compiler's own.
+MOST_SCALAR_BYTES = 512 * 1024
+
+
+def nn(x_RD, w_EDF, sizes_E, *, tiles=None, chip=None, interpret=False):
+  """[R, F]: x_r w_e."""
+  return _rows('nn', x_RD, w_EDF, sizes_E, tiles, chip, interpret)
+
+
+def nt(y_RF, w_EDF, sizes_E, *, tiles=None, chip=None, interpret=False):
+  """[R, D]: y_r w_e^T."""
+  return _rows('nt', y_RF, w_EDF, sizes_E, tiles, chip, interpret)
+
+
+def tn(x_RD, y_RF, sizes_E, *, tiles=None, chip=None, interpret=False):
+  """[E, D, F]: sum over the rows of e of x_r^T y_r."""
+  problem = Problem.of('tn', x_RD, y_RF, sizes_E)
+  tiles = tile_shapes.settle(problem, tiles, chip)
+  return _matrices(problem, tiles, chip, interpret, x_RD, y_RF, sizes_E)
+
+
+def refuses(form: str, a, b, sizes_E) -> str | None:
+  """Why the kernel of a form does not take these arguments, if so."""
+  if a.dtype not in (jnp.float32, jnp.bfloat16) or a.dtype != b.dtype:
+    return f'it takes float32 or bfloat16 for both, not {a.dtype} and {b.dtype}'
+  problem = Problem.of(form, a, b, sizes_E)
+  tiles = tile_shapes.settle(problem, None, None)
+  scalars = visits.most(problem.rows, tiles.rows, problem.groups)
+  scalars += 2 * problem.groups + 3
+  if 4 * scalars > MOST_SCALAR_BYTES:
+    return (
+      f'{problem.rows} rows in {problem.groups} groups need {4 * scalars} '
+      f'bytes of scalars and there are {MOST_SCALAR_BYTES}'
+    )
+  return None
+
+
+def _rows(form, a, w_EDF, sizes_E, tiles, chip, interpret):
+  """NN and NT: one kernel, which contracts another axis of the matrix."""
+  p = Problem.of(form, a, w_EDF, sizes_E)
+  tiles = tile_shapes.settle(p, tiles, chip)
+  plan = visits.with_rest(sizes_E, p.rows, tiles.rows)
+  (inner, outer), (k, c) = p.axes, tiles.axes(form)
+  k_tiles, c_tiles = pl.cdiv(inner, k), pl.cdiv(outer, c)
+
+  def row_tile(v, group_V, shift, starts):
+    # Steps that only store zeros keep the tile that was read last.
+    # (`//` would ask the host for its chip, to find the sign.)
+    last = lax.div(jnp.maximum(starts[p.groups] - 1, 0), jnp.int32(tiles.rows))
+    return jnp.minimum(v + shift[group_V[v]], last)
+
+  def deep(v, i, group_V):
+    return jnp.where(group_V[v] < p.groups, i, k_tiles - 1)
+
+  def a_block(j, v, i, *scalars):
+    return row_tile(v, *scalars), deep(v, i, scalars[0])
+
+  def w_block(j, v, i, group_V, *_):
+    e, i = jnp.minimum(group_V[v], p.groups - 1), deep(v, i, group_V)
+    return (e, i, j) if form == 'nn' else (e, j, i)
+
+  def out_block(j, v, i, group_V, shift, starts):
+    return v + shift[group_V[v]], j
+
+  w_shape = (None, k, c) if form == 'nn' else (None, c, k)
+  kernel = functools.partial(
+    _rows_kernel,
+    groups=p.groups,
+    contract=(1, 0 if form == 'nn' else 1),
+    rest=inner % k,
+  )
+  return pl.pallas_call(
+    kernel,
+    out_shape=jax.ShapeDtypeStruct((p.rows, outer), a.dtype),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=3,
+      grid=(c_tiles, plan.count, k_tiles),
+      in_specs=[
+        pl.BlockSpec((tiles.rows, k), a_block),
+        pl.BlockSpec(w_shape, w_block),
+      ],
+      out_specs=pl.BlockSpec((tiles.rows, c), out_block),
+      scratch_shapes=[pltpu.VMEM((tiles.rows, c), jnp.float32)]
+      if k_tiles > 1
+      else [],
+    ),
+    **_settings(p, tiles, chip, interpret, parallel=1),
+  )(plan.group_V, plan.shift_G, plan.starts, a, w_EDF)
+
+
+def _rows_kernel(
+  group_V, shift, starts, a, w, out, *scratch, groups, contract, rest
+):
+  """One tile of rows times one block of one matrix."""
+  v, k, last_k = pl.program_id(1), pl.program_id(2), pl.num_programs(2) - 1
+  group = group_V[v]
+  row = (v + shift[group]) * out.shape[0]
+  begin, end = starts[group], starts[group + 1]
+
+  def product(tail=False):
+    left, right = a[...], w[...]
+    if tail:  # past the end of the contracted axis anything may lie
+      left = _keep(left, 1, 0, rest)
+      right = _keep(right, contract[1], 0, rest)
+    return _dot(left, right, contract)
+
+  def store(value):
+    whole = (begin <= row) & (row + out.shape[0] <= end)
+
+    @pl.when(whole)
+    def _():
+      out[...] = value.astype(out.dtype)
+
+    @pl.when(~whole)
+    def _():
+      # The group that owns a tile's first row comes first, and clears it.
+      others = jnp.where(begin <= row, 0, out[...].astype(jnp.float32))
+      own = _between(value.shape, 0, begin - row, end - row)
+      out[...] = jnp.where(own, value, others).astype(out.dtype)
+
+  @pl.when((group == groups) & (k == 0))
+  def _():
+    out[...] = jnp.zeros_like(out)
+
+  live = group < groups
+  if not scratch:
+    pl.when(live)(lambda: store(product()))
+    return
+  (acc,) = scratch
+
+  @pl.when(live & (k == 0))
+  def _():
+    acc[...] = product()
+
+  @pl.when(live & (k > 0) & (k < last_k))
+  def _():
+    acc[...] += product()
+
+  @pl.when(live & (k == last_k))
+  def _():
+    store(acc[...] + product(tail=rest > 0))
+
+
+def _matrices(p, tiles, chip, interpret, x_RD, y_RF, sizes_E):
+  """TN: the matrix of a group stays in fast memory until its rows are done."""
+  plan = visits.of_every_group(sizes_E, p.rows, tiles.rows)
+
+  def tile(v, group_V, shift):
+    return v + shift[group_V[v]]
+
+  d_tiles, f_tiles = pl.cdiv(p.d, tiles.d), pl.cdiv(p.f, tiles.f)
+  return pl.pallas_call(
+    _matrices_kernel,
+    out_shape=jax.ShapeDtypeStruct((p.groups, p.d, p.f), x_RD.dtype),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=3,
+      grid=(d_tiles, f_tiles, plan.count),
+      in_specs=[
+        pl.BlockSpec(
+          (tiles.rows, tiles.d), lambda i, j, v, g, s, _: (tile(v, g, s), i)
+        ),
+        pl.BlockSpec(
+          (tiles.rows, tiles.f), lambda i, j, v, g, s, _: (tile(v, g, s), j)
+        ),
+      ],
+      out_specs=pl.BlockSpec(
+        (None, tiles.d, tiles.f), lambda i, j, v, g, s, _: (g[v], i, j)
+      ),
+      scratch_shapes=[pltpu.VMEM((tiles.d, tiles.f), jnp.float32)],
+    ),
+    **_settings(p, tiles, chip, interpret, parallel=2),
+  )(plan.group_V, plan.shift_G, plan.starts, x_RD, y_RF)
+
+
+def _matrices_kernel(group_V, shift, starts, x, y, out, acc):
+  """Adds one tile's share to the matrix of one group."""
+  v = pl.program_id(2)
+  group, rows = group_V[v], x.shape[0]
+  row = (v + shift[group]) * rows
+  begin, end = starts[group], starts[group + 1]
+  first, last = row <= begin, row + rows >= end
+  whole = (begin <= row) & (row + rows <= end)
+
+  def product(masked):
+    left, right = x[...], y[...]
+    if masked:  # both: rows of no group may hold NaN
+      left = _keep(left, 0, begin - row, end - row)
+      right = _keep(right, 0, begin - row, end - row)
+    return _dot(left, right, (0, 0))
+
+  for masked, where in ((False, whole), (True, ~whole & (begin < end))):
+
+    @pl.when(where & first)
+    def _(masked=masked):
+      acc[...] = product(masked)
+
+    @pl.when(where & ~first)
+    def _(masked=masked):
+      acc[...] += product(masked)
+
+  @pl.when(last & (begin < end))
+  def _():
+    out[...] = acc[...].astype(out.dtype)
+
+  @pl.when(begin == end)
+  def _():
+    out[...] = jnp.zeros_like(out)
+
+
+def _dot(a, b, contract):
+  """Accumulated in f32; f32 is rounded as `jax_default_matmul_precision` says.
+
+  bf16 products are exact in f32, so that nothing is to be chosen for them.
+  """
+  asked = jax.config.jax_default_matmul_precision
+  exact = a.dtype == jnp.float32 and asked not in (None, 'default', 'bfloat16')
+  return lax.dot_general(
+    a,
+    b,
+    (((contract[0],), (contract[1],)), ((), ())),
+    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _between(shape, axis, begin, end):
+  index = lax.broadcasted_iota(jnp.int32, shape, axis)
+  return (index >= begin) & (index < end)
+
+
+def _keep(a, axis, begin, end):
+  """`a`, zero outside [begin, end) of an axis."""
+  # Not every TPU selects in 16 bits.
+  kept = jnp.where(_between(a.shape, axis, begin, end), a.astype('float32'), 0)
+  return kept.astype(a.dtype)
+
+
+def _settings(problem, tiles: TileShape, chip, interpret, parallel):
+  """Arguments of `pallas_call` that do not touch the result."""
+  chip = chips.current('tpu', chip)
+  return dict(
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel',) * parallel
+      + ('arbitrary',) * (3 - parallel),
+      vmem_limit_bytes=tile_shapes.limit_bytes(problem, tiles, chip),
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=problem.flops,
+      bytes_accessed=tile_shapes.traffic_bytes(problem, tiles),
+      transcendentals=0,
+    ),
+    interpret=interpret,
+    name=f'grouped_matmul_{problem.form}',
+  )
