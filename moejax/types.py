@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.rows import Combined, Padded, Ragged, Routed, Rows
+from pallas_kernels.route.api import count
 
 
 @struct.dataclass
@@ -91,8 +92,7 @@ class Chosen:
 
   def counts_E(self) -> jax.Array:
     """f32 [E]: how many tokens picked each expert."""
-    one_hot = self.ids_NK[..., None] == jnp.arange(self.num_experts)
-    return one_hot.sum((0, 1), dtype=jnp.float32)
+    return count(self.ids_NK, self.num_experts).astype(jnp.float32)
 
 
 @struct.dataclass

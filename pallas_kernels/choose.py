@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
@@ -138,7 +138,13 @@ def _refuse_batched(args, axes, *, avals, message):
   return outs, [0] * len(outs)
 
 
+def _refuse_jvp(primals, _tangents, **params):
+  outs = _refuse_p.bind(*primals, **params)
+  return outs, [ad.Zero(jax.typeof(o).to_tangent_aval()) for o in outs]
+
+
 _refuse_p.def_impl(_refuse)
+ad.primitive_jvps[_refuse_p] = _refuse_jvp
 mlir.register_lowering(_refuse_p, _refuse)
 batching.primitive_batchers[_refuse_p] = _refuse_batched
 

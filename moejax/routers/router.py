@@ -9,13 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moejax.routers import fused
 from moejax.types import Chosen, Context
+from pallas_kernels.route.api import CHOICE, top_k_route
 
 
 class Router(nn.Module):
   """Scores all experts, selects k per token, weighs the selected.
 
   Source: 1701.06538 sec. 2; the selection bias is 2408.15664 eq. 3.
+
+  Where one kernel knows all three parts (`routers.fused` says which), it does
+  their work; any other parts are called one after the other.
 
   Attributes:
     score: `x_ND -> logits_NE`.
@@ -40,23 +45,31 @@ class Router(nn.Module):
   @nn.compact
   def __call__(self, x_ND: jax.Array, ctx: Context) -> Chosen:
     logits_NE = self.score(x_ND)
-    affinity_NE = self.affinity(logits_NE) if self.affinity else logits_NE
-    if self.selection_bias:
-      affinity_NE = affinity_NE + self._bias(logits_NE.shape[-1])
-    ids_NK = self.select(jax.lax.stop_gradient(affinity_NE), self.k)
-    # Named, so that rematerialisation keeps the choice and cannot re-route.
-    ids_NK = checkpoint_name(ids_NK, 'router_ids')
-    chosen_NK = jnp.take_along_axis(logits_NE, ids_NK, axis=-1)
-    weights_NK = self.weigh(chosen_NK, logits_NE)
-    valid_N1 = ctx.valid_N[:, None]
-    chosen = Chosen(
-      ids_NK=jnp.where(valid_N1, ids_NK, logits_NE.shape[-1]),
-      weights_NK=jnp.where(valid_N1, weights_NK, 0.0),
-      logits_NE=logits_NE,
-    )
+    bias_E = self._bias(logits_NE.shape[-1]) if self.selection_bias else None
+    known = fused.arguments(self.affinity, self.select, self.weigh)
+    if known is not None and logits_NE.dtype == jnp.float32:
+      ids_NK, weights_NK, _ = top_k_route(
+        logits_NE, self.k, bias_E=bias_E, valid_N=ctx.valid_N, **known
+      )
+    else:
+      ids_NK, weights_NK = self._composed(logits_NE, bias_E, ctx.valid_N)
+    chosen = Chosen(ids_NK=ids_NK, weights_NK=weights_NK, logits_NE=logits_NE)
     if self.selection_bias:
       self._count(chosen)
     return chosen
+
+  def _composed(self, logits_NE, bias_E, valid_N):
+    """The parts one after the other, whatever they are."""
+    affinity_NE = self.affinity(logits_NE) if self.affinity else logits_NE
+    if bias_E is not None:
+      affinity_NE = affinity_NE + bias_E
+    ids_NK = self.select(jax.lax.stop_gradient(affinity_NE), self.k)
+    # Named, so that rematerialisation keeps the choice and cannot re-route.
+    ids_NK = checkpoint_name(ids_NK, CHOICE)
+    chosen_NK = jnp.take_along_axis(logits_NE, ids_NK, axis=-1)
+    weights_NK = self.weigh(chosen_NK, logits_NE)
+    ids_NK = jnp.where(valid_N[:, None], ids_NK, logits_NE.shape[-1])
+    return ids_NK, jnp.where(valid_N[:, None], weights_NK, 0.0)
 
   def _bias(self, num_experts: int) -> jax.Array:
     zeros = (jnp.zeros, (num_experts,), jnp.float32)

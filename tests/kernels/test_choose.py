@@ -76,3 +76,13 @@ def test_a_table_with_nothing_for_a_platform_fails_only_there():
   assert 'stablehlo.add' in _lower(f, jnp.zeros(2), 'tpu')
   with pytest.raises(NotImplementedError, match='cpu: nothing'):
     _lower(f, jnp.zeros(2), 'cpu')
+
+
+def test_a_choice_can_be_differentiated_where_something_runs():
+  table = {
+    'host': Entry(jnp.sin, platforms=('cpu',)),
+    'chip': Entry(jnp.cos, platforms=('tpu',)),
+  }
+  x = jnp.float32(2)
+  slope = jax.jit(jax.grad(lambda x: choose('op', table, x)))(x)
+  assert slope == jnp.cos(x)
