@@ -98,9 +98,7 @@ def _backward(activation, implementation, saved, dy_ND):
   x_ND, matrices, *rest = saved
   # Without it the compiler finds the casts of the matrices and the gathers of
   # the rows in the forward pass too, makes them once, and keeps them.
-  x_ND, matrices, dy_ND = jax.lax.optimization_barrier(
-    (x_ND, matrices, dy_ND)
-  )
+  x_ND, matrices, dy_ND = jax.lax.optimization_barrier((x_ND, matrices, dy_ND))
   args = (x_ND, matrices, *rest, dy_ND)
   return *_run('backward', activation, implementation, args), None
 
