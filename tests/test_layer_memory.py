@@ -69,11 +69,6 @@ CHART = {
   '30B n256': 2.45,
   '120B n512': 4.48,
 }
-  '1.4B n256': 0.56,
-  '7B n256': 0.61,
-  '30B n256': 2.45,
-  '120B n512': 4.48,
-}
 
 
 @pytest.mark.parametrize('name', list(CHART))
