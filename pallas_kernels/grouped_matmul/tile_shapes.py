@@ -17,6 +17,7 @@ import functools
 
 from pallas_kernels import chips
 from pallas_kernels.chips import Chip
+from pallas_kernels.tune import store
 
 LANES = 128
 MOST_ROWS = 1024
@@ -72,7 +73,21 @@ class Problem:
     return min(self.rows, 32 // self.itemsize)
 
 
+OP = 'grouped_matmul.mosaic_tpu'
+
+
 def choose_tiles(problem: Problem, chip: Chip | str | None = None) -> TileShape:
+  """The tiles that were measured to be fastest, else those of `modelled`."""
+  p, chip = problem, chips.current('tpu', chip)
+  dtype = {2: 'bfloat16', 4: 'float32'}[p.itemsize]
+  key = store.Key(chip.name, p.rows, p.groups, p.d, p.f, dtype)
+  found = store.tuned(OP, p.form, key)
+  if found is None:
+    return modelled(p, chip)
+  return settle(p, store.build(TileShape, found), chip)
+
+
+def modelled(problem: Problem, chip: Chip | str | None = None) -> TileShape:
   """The legal tiles that a model of the chip finds fastest.
 
   Modelled: matrix units work on whole multiples of their size and take as long
@@ -80,15 +95,22 @@ def choose_tiles(problem: Problem, chip: Chip | str | None = None) -> TileShape:
   its product or as the transfer of what the next one needs; two cores share
   the blocks of the output's columns. Nothing is measured here.
   """
-  return _choose(problem, chips.current('tpu', chip))
+  return _modelled(problem, chips.current('tpu', chip))
 
 
 @functools.lru_cache(maxsize=4096)
-def _choose(problem: Problem, chip: Chip) -> TileShape:
+def _modelled(problem: Problem, chip: Chip) -> TileShape:
+  return ranked(problem, chip)[0]
+
+
+def ranked(problem: Problem, chip: Chip | str | None = None) -> list[TileShape]:
+  """All legal tiles worth trying, the fastest by the model first."""
+  chip = chips.current('tpu', chip)
+
   def key(t):
     return _seconds(problem, t, chip), needed_bytes(problem, t)
 
-  return min(candidates(problem, chip), key=key)
+  return sorted(candidates(problem, chip), key=key)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,11 +4,12 @@ Rows are sorted by group. A group is cut into tiles of nearly equal size; a
 tile is padded to one of a few static row counts, so that a matrix product over
 it is an ordinary one. The loops' trip counts are known only at run time: work
 follows the rows that there are, whatever their distribution, and the padding
-is less than `STEP_ROWS` rows for each group.
+is less than one step of rows for each group.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,31 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.tune import store
+from pallas_kernels.tune.store import Key
+
 STEP_ROWS = 64  # row counts of tiles are multiples of this
 MOST_ROWS = 512  # beyond this a matrix product gets no faster
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSteps:
+  """How rows are cut: tiles of `step`, 2 `step`, ... up to `most` rows."""
+
+  step: int = STEP_ROWS
+  most: int = MOST_ROWS
+
+  def __post_init__(self):
+    if not 0 < self.step <= self.most:
+      raise ValueError(
+        f'RowSteps: step={self.step} and most={self.most}; a step is positive '
+        f'and at most the largest tile.'
+      )
+
+  @classmethod
+  def of(cls, op: str, form: str, key: Key) -> RowSteps:
+    """As measured for `key`, else by default."""
+    return store.build(cls, store.tuned(op, form, key) or {})
 
 
 @struct.dataclass
@@ -41,26 +65,29 @@ class Tiles:
   row_counts: tuple[int, ...] = struct.field(pytree_node=False)
 
 
-def row_counts(rows: int, groups: int) -> tuple[int, ...]:
+def row_counts(
+  rows: int, groups: int, steps: RowSteps = RowSteps()
+) -> tuple[int, ...]:
   """The static row counts of tiles, for `rows` rows in `groups` groups.
 
   Each one is a loop to compile. Tiles of more than twice an even share would
   seldom be used: a group that is larger gets several.
   """
-  share = -(-2 * rows // (groups * STEP_ROWS)) * STEP_ROWS
-  most = min(MOST_ROWS, max(STEP_ROWS, share))
-  steps = range(STEP_ROWS, most + 1, STEP_ROWS)
-  return tuple(n for n in steps if n < rows) + ((rows,) if rows <= most else ())
+  step = steps.step
+  share = -(-2 * rows // (groups * step)) * step
+  most = min(steps.most, max(step, share))
+  counts = tuple(n for n in range(step, most + 1, step) if n < rows)
+  return counts + ((rows,) if rows <= most else ())
 
 
-def cut(sizes_E: jax.Array, rows: int) -> Tiles:
+def cut(sizes_E: jax.Array, rows: int, steps: RowSteps = RowSteps()) -> Tiles:
   """Cuts `rows` rows in groups of `sizes_E` rows into tiles."""
-  counts = row_counts(rows, sizes_E.shape[0])
+  counts = row_counts(rows, sizes_E.shape[0], steps)
   most = counts[-1]
   tiles_E = -(-sizes_E // most)
   # An even split, rounded up, wastes less than one large and one tiny tile.
   rows_E = -(-sizes_E // jnp.maximum(tiles_E, 1))
-  rows_E = jnp.minimum(-(-rows_E // STEP_ROWS) * STEP_ROWS, most)
+  rows_E = jnp.minimum(-(-rows_E // steps.step) * steps.step, most)
   ends_E = jnp.cumsum(tiles_E)
   starts_E = jnp.cumsum(sizes_E) - sizes_E
 
