@@ -23,7 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import chips
 from pallas_kernels.grouped_matmul import tile_shapes, visits
-from pallas_kernels.grouped_matmul.tile_shapes import Problem, TileShape
+from pallas_kernels.grouped_matmul.tile_shapes import LANES, Problem, TileShape
 
 # Half of the memory that scalars share with the compiler's own.
 MOST_SCALAR_BYTES = 512 * 1024
@@ -69,6 +69,9 @@ def _rows(form, a, w_EDF, sizes_E, tiles, chip, interpret):
   plan = visits.with_rest(sizes_E, p.rows, tiles.rows)
   (inner, outer), (k, c) = p.axes, tiles.axes(form)
   k_tiles, c_tiles = pl.cdiv(inner, k), pl.cdiv(outer, c)
+  inner_last = (form == 'nt') != _swapped(p)
+  if _swapped(p):
+    w_EDF = jnp.swapaxes(w_EDF, 1, 2)
 
   def row_tile(v, group_V, shift, starts):
     # Steps that only store zeros keep the tile that was read last.
@@ -84,16 +87,16 @@ def _rows(form, a, w_EDF, sizes_E, tiles, chip, interpret):
 
   def w_block(j, v, i, group_V, *_):
     e, i = jnp.minimum(group_V[v], p.groups - 1), deep(v, i, group_V)
-    return (e, i, j) if form == 'nn' else (e, j, i)
+    return (e, j, i) if inner_last else (e, i, j)
 
   def out_block(j, v, i, group_V, shift, starts):
     return v + shift[group_V[v]], j
 
-  w_shape = (None, k, c) if form == 'nn' else (None, c, k)
+  w_shape = (None, c, k) if inner_last else (None, k, c)
   kernel = functools.partial(
     _rows_kernel,
     groups=p.groups,
-    contract=(1, 0 if form == 'nn' else 1),
+    contract=(1, 1 if inner_last else 0),
     rest=inner % k,
   )
   return pl.pallas_call(
@@ -113,6 +116,15 @@ def _rows(form, a, w_EDF, sizes_E, tiles, chip, interpret):
     ),
     **_settings(p, tiles, chip, interpret, parallel=1),
   )(plan.group_V, plan.shift_G, plan.starts, a, w_EDF)
+
+
+def _swapped(p: Problem) -> bool:
+  """Whether matrices lie in memory with D as the last axis.
+
+  The compiler lays out arguments and results so that the last axis fills its
+  registers; another wish would be a copy of all matrices.
+  """
+  return p.f % LANES != 0 and p.d % LANES == 0
 
 
 def _rows_kernel(
@@ -171,32 +183,33 @@ def _rows_kernel(
 def _matrices(p, tiles, chip, interpret, x_RD, y_RF, sizes_E):
   """TN: the matrix of a group stays in fast memory until its rows are done."""
   plan = visits.of_every_group(sizes_E, p.rows, tiles.rows)
+  (a, d), (b, f) = (x_RD, tiles.d), (y_RF, tiles.f)
+  if _swapped(p):
+    (a, d), (b, f) = (b, f), (a, d)
 
-  def tile(v, group_V, shift):
+  def tile(v, group_V, shift, _):
     return v + shift[group_V[v]]
 
-  d_tiles, f_tiles = pl.cdiv(p.d, tiles.d), pl.cdiv(p.f, tiles.f)
-  return pl.pallas_call(
+  def out_block(i, j, v, group_V, *_):
+    return group_V[v], i, j
+
+  all_d, all_f = a.shape[1], b.shape[1]
+  out = pl.pallas_call(
     _matrices_kernel,
-    out_shape=jax.ShapeDtypeStruct((p.groups, p.d, p.f), x_RD.dtype),
+    out_shape=jax.ShapeDtypeStruct((p.groups, all_d, all_f), a.dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=3,
-      grid=(d_tiles, f_tiles, plan.count),
+      grid=(pl.cdiv(all_d, d), pl.cdiv(all_f, f), plan.count),
       in_specs=[
-        pl.BlockSpec(
-          (tiles.rows, tiles.d), lambda i, j, v, g, s, _: (tile(v, g, s), i)
-        ),
-        pl.BlockSpec(
-          (tiles.rows, tiles.f), lambda i, j, v, g, s, _: (tile(v, g, s), j)
-        ),
+        pl.BlockSpec((tiles.rows, d), lambda i, j, v, *s: (tile(v, *s), i)),
+        pl.BlockSpec((tiles.rows, f), lambda i, j, v, *s: (tile(v, *s), j)),
       ],
-      out_specs=pl.BlockSpec(
-        (None, tiles.d, tiles.f), lambda i, j, v, g, s, _: (g[v], i, j)
-      ),
-      scratch_shapes=[pltpu.VMEM((tiles.d, tiles.f), jnp.float32)],
+      out_specs=pl.BlockSpec((None, d, f), out_block),
+      scratch_shapes=[pltpu.VMEM((d, f), jnp.float32)],
     ),
     **_settings(p, tiles, chip, interpret, parallel=2),
-  )(plan.group_V, plan.shift_G, plan.starts, x_RD, y_RF)
+  )(plan.group_V, plan.shift_G, plan.starts, a, b)
+  return jnp.swapaxes(out, 1, 2) if _swapped(p) else out
 
 
 def _matrices_kernel(group_V, shift, starts, x, y, out, acc):

@@ -10,8 +10,10 @@ def test_each_form_compiles_to_its_ideal_work_and_no_copies(
   topology, on_topology
 ):
   found = on_topology('kernels/aot_grouped_matmul.py', topology)
-  assert len(found) == 12
+  assert len(found) == 18
   for case, cost in found.items():
     assert cost['flops'] <= 1.01 * cost['ideal_flops'], case
-    # Tables of visits and little else.
-    assert cost['temporary_bytes'] < 2**20, case
+    # Tables of visits and little else. Rows of a width that fills no registers
+    # may be turned round; the matrices of that case are 1 GiB.
+    most = 32 if case.endswith('fine') else 1
+    assert cost['temporary_bytes'] < most * 2**20, case

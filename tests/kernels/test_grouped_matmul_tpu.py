@@ -16,6 +16,8 @@ from pallas_kernels.grouped_matmul.tile_shapes import TileShape
 
 # Several tiles along every axis, with a part of one left over.
 ODD = Shape(123, 300, 600, (0, 50, 3, 0, 17, 40, 0))
+# Matrices that lie in memory with D as the last axis.
+SWAPPED = Shape(123, 256, 200, ODD.sizes)
 SMALL_TILES = TileShape(16, 128, 256)
 # Leaves NaN in all that nothing was written to, and past the ends of arrays.
 STRICT = pltpu.InterpretParams(uninitialized_memory='nan')
@@ -70,15 +72,18 @@ def test_each_form_equals_the_loop(name):
 
 
 @pytest.mark.parametrize(
-  'tiles, dtype, tolerance',
+  'shape, tiles, dtype, tolerance',
   [
-    (SMALL_TILES, jnp.float32, 1e-5),
-    (SMALL_TILES, jnp.bfloat16, 2e-2),
-    (TileShape(48, 300, 600), jnp.float32, 1e-5),
+    (ODD, SMALL_TILES, jnp.float32, 1e-5),
+    (ODD, SMALL_TILES, jnp.bfloat16, 2e-2),
+    (SWAPPED, TileShape(48, 128, 128), jnp.float32, 1e-5),
+    (SWAPPED, TileShape(16, 256, 200), jnp.bfloat16, 2e-2),
   ],
 )
-def test_several_tiles_along_every_axis_equal_the_loop(tiles, dtype, tolerance):
-  inputs = _inputs(ODD, dtype)
+def test_several_tiles_along_every_axis_equal_the_loop(
+  shape, tiles, dtype, tolerance
+):
+  inputs = _inputs(shape, dtype)
   got = _results(*inputs, tiles)
   assert all(a.dtype == dtype for a in got)
   _assert_close(got, _oracle(*inputs), tolerance)
