@@ -10,7 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.route import cpu, reference, weigh
+from pallas_kernels.route import (
+  cpu,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+  weigh,
+)
 from pallas_kernels.route.options import Groups, Options, check
 from pallas_kernels.route.plan import Plan, by_sort
 
@@ -58,7 +64,7 @@ def top_k_route(
     scale: factor of the weights.
     valid_N: bool [N]; other tokens get id E, "no expert", and weight 0.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'blocks' (CPU) or 'reference'.
+      for; 'blocks' (CPU), 'mosaic' (TPU), 'triton' (CUDA) or 'reference'.
 
   Returns:
     ids_NK int32, best first; weights_NK f32; counts_E int32.
@@ -91,14 +97,23 @@ def _forward(options, implementation, logits_NE, bias_E, valid_N):
       platforms=('cpu',),
       refuses=_refuses_shards,
     ),
+    'mosaic': Entry(
+      functools.partial(pallas_tpu.select, options=options),
+      platforms=('tpu',),
+      refuses=_refuses_shards,
+    ),
+    'triton': Entry(
+      functools.partial(pallas_gpu.select, options=options),
+      platforms=('cuda',),
+      refuses=_refuses_shards,
+    ),
     'reference': Entry(functools.partial(reference.select, options=options)),
   }
   args = (logits_NE, bias_E, valid_N)
   chosen = choose('top_k_route', table, *args, implementation=implementation)
   # Named before anything is made of it: all of it is of one and the same run.
-  ids_NK, chosen_NK, total_N = checkpoint_name(chosen, CHOICE)
+  ids_NK, chosen_NK, total_N, counts_E = checkpoint_name(chosen, CHOICE)
   weights_NK = weigh.weights(options, ids_NK, chosen_NK, total_N)
-  counts_E = count(ids_NK, options.experts)
   kept = weigh.kept(options, chosen_NK, weights_NK, logits_NE)
   return (ids_NK, weights_NK, counts_E), (ids_NK, kept)
 
@@ -147,7 +162,7 @@ def permutation(
       last. An expert may be named twice by a token.
     experts: E.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'count' (CPU) or 'sort'.
+      for; 'count' (CPU), 'mosaic' (TPU) or 'sort'.
 
   Returns:
     The plan: `pair_R`, `place_NK`, `sizes_E`.
@@ -169,6 +184,11 @@ def permutation(
       functools.partial(cpu.by_count, experts=experts),
       platforms=('cpu',),
       refuses=_refuses_many,
+    ),
+    'mosaic': Entry(
+      functools.partial(pallas_tpu.by_count, experts=experts),
+      platforms=('tpu',),
+      refuses=_refuses_shards,
     ),
     'sort': Entry(functools.partial(by_sort, experts=experts)),
   }

@@ -47,6 +47,12 @@ def inverse(place_R: jax.Array) -> jax.Array:
 
 def by_sort(ids_NK: jax.Array, *, experts: int) -> Plan:
   """By one sort."""
+  pair_R, sizes_E = sorted_pairs(ids_NK, experts)
+  return Plan(pair_R, inverse(pair_R).reshape(ids_NK.shape), sizes_E)
+
+
+def sorted_pairs(ids_NK: jax.Array, experts: int):
+  """-> `pair_R` and `sizes_E` of a plan."""
   id_R = known_ids(ids_NK, experts)
   rows = id_R.size
   row_R = jnp.arange(rows, dtype=jnp.int32)
@@ -58,5 +64,4 @@ def by_sort(ids_NK: jax.Array, *, experts: int) -> Plan:
     pair_R = jnp.argsort(id_R, stable=True).astype(jnp.int32)
     id_R = id_R[pair_R]
   ends_E = jnp.searchsorted(id_R, jnp.arange(experts), side='right')
-  sizes_E = jnp.diff(ends_E, prepend=0).astype(jnp.int32)
-  return Plan(pair_R, inverse(pair_R).reshape(ids_NK.shape), sizes_E)
+  return pair_R, jnp.diff(ends_E, prepend=0).astype(jnp.int32)

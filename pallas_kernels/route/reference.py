@@ -19,7 +19,7 @@ def ranked(options, logits_NE, bias_E):
 
 
 def select(logits_NE, bias_E, valid_N, *, options):
-  """-> ids_NK, chosen_NK (their logits), total_N (log-sum-exp) or None."""
+  """-> ids_NK, chosen_NK (their logits), total_N (see below), counts_E."""
   experts = logits_NE.shape[-1]
   rank_NE = ranked(options, logits_NE, bias_E)
   if options.groups is not None:
@@ -36,7 +36,8 @@ def select(logits_NE, bias_E, valid_N, *, options):
   if valid_N is not None:
     ids_NK = jnp.where(valid_N[:, None], ids_NK, experts)
     chosen_NK = jnp.where(valid_N[:, None], chosen_NK, 0)
-  return ids_NK, chosen_NK, log_sum_exp(options, logits_NE)
+  total_N = log_sum_exp(options, logits_NE)
+  return ids_NK, chosen_NK, total_N, count(ids_NK, experts=experts)
 
 
 def log_sum_exp(options, logits_NE):
@@ -54,6 +55,31 @@ def spread(ids_NK, value_NK, *, experts):
   """[N, E]: each value at its expert, zero elsewhere."""
   one_hot = ids_NK[..., None] == jnp.arange(experts)
   return jnp.where(one_hot, value_NK[..., None], 0).sum(1)
+
+
+def combine(y_RD, weights_NK, plan):
+  """[N, D]: each token's weighted sum of its rows."""
+  live_NK = plan.place_NK < plan.sizes_E.sum()
+  y_NKD = _live(live_NK, y_RD[plan.place_NK])
+  weights_NK = jnp.where(live_NK, weights_NK, 0)
+  return jnp.einsum('nkd,nk->nd', y_NKD, weights_NK).astype(y_RD.dtype)
+
+
+def combine_gradient(y_RD, weights_NK, plan, dy_ND):
+  """-> dy_RD, dweights_NK."""
+  live_NK = plan.place_NK < plan.sizes_E.sum()
+  y_NKD = _live(live_NK, y_RD[plan.place_NK])
+  dweights_NK = jnp.einsum('nkd,nd->nk', y_NKD, dy_ND.astype(y_NKD.dtype))
+  live_R = jnp.arange(len(y_RD)) < plan.sizes_E.sum()
+  dy_RD = _live(live_R, dy_ND[plan.token_R])
+  dy_RD *= jnp.where(live_R, weights_NK.reshape(-1)[plan.pair_R], 0)[:, None]
+  return dy_RD.astype(y_RD.dtype), jnp.where(live_NK, dweights_NK, 0)
+
+
+def _live(live, rows):
+  """In f32 or wider, zero where not live: a dead row may hold anything."""
+  rows = jnp.where(live[..., None], rows, 0)
+  return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
 
 def _plain_nan(a):

@@ -1,4 +1,4 @@
-"""The largest by rounds, experts first: what kernels and CPU share.
+"""Pieces of selection that kernels and CPU share.
 
 Numbers are compared as integers that order as `jax.lax.top_k` orders floats: a
 NaN is above all and -0 below 0. No integer belongs to LEAST, which marks what
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 LEAST = -(2**31)
+CLOSED = -0x7F800001  # the key of minus infinity: what may not be chosen
 
 
 def to_key(rank: jax.Array) -> jax.Array:
@@ -51,6 +52,9 @@ def score(found) -> jax.Array:
   return to_key(jnp.where(jnp.isnan(total), jnp.nan, total))
 
 
-def closed() -> jax.Array:
-  """The key of an expert that a token may not choose."""
-  return to_key(jnp.float32(-jnp.inf))
+def shaped(shape, dtype, *like) -> jax.ShapeDtypeStruct:
+  """A result; inside `shard_map` it varies over what any of `like` does."""
+  types = [jax.typeof(a).manual_axis_type for a in jax.tree.leaves(like)]
+  varying = frozenset().union(*(t.varying for t in types))
+  kind = types[0].update(varying=varying)
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
