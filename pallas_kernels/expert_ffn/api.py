@@ -91,11 +91,13 @@ def _forward(activation, implementation, x_ND, matrices, weights_NK, p):
   args = (x_ND, matrices, weights_NK, p)
   y_ND, kept = _run('forward', activation, implementation, args, keep=True)
   kept = checkpoint_name(kept, PRE_ACTIVATIONS)
-  return y_ND, (*args, kept)
+  return y_ND, (x_ND, matrices, *_flat(weights_NK, p), kept)
 
 
 def _backward(activation, implementation, saved, dy_ND):
   x_ND, matrices, *rest = saved
+  shape = x_ND.shape[0], rest[0].size // x_ND.shape[0]
+  rest[:2] = _flat(*rest[:2], shape)
   # Without it the compiler finds the casts of the matrices and the gathers of
   # the rows in the forward pass too, makes them once, and keeps them.
   x_ND, matrices, dy_ND = jax.lax.optimization_barrier((x_ND, matrices, dy_ND))
@@ -104,6 +106,15 @@ def _backward(activation, implementation, saved, dy_ND):
 
 
 _expert_ffn.defvjp(_forward, _backward)
+
+
+def _flat(weights, p, shape=-1):
+  """What has an entry for each pair, in `shape`.
+
+  Kept in one dimension, as TPUs give an array whose last axis is K the memory
+  of one whose last axis is 128.
+  """
+  return weights.reshape(shape), p.replace(place_NK=p.place_NK.reshape(shape))
 
 
 def _run(direction, activation, implementation, args, **static):

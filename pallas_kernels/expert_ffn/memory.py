@@ -11,6 +11,7 @@ import dataclasses
 
 INDEX_BYTES = 4  # ids, places and counts are int32
 WEIGHT_BYTES = 4  # combine weights are f32
+LANES = 128  # the last axis of an array on TPU takes a multiple of these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +101,41 @@ def published(p: Problem) -> int:
   """
   gradients = p.activation_bytes * p.matrix_elements
   return 2 * p.x_bytes + p.products * p.hidden_bytes + gradients
+
+
+def temporary(p: Problem, backward: bool, fast_bytes: int = 0) -> int:
+  """Peak bytes of the sorted-rows form on TPU beside arguments and results.
+
+  Forward, the largest of what is there at once:
+
+    rows of tokens, pre-activations, and the cast of the last matrix:
+      b R D + P b R F + b E D F
+    hidden rows, rows of results, and the cast of `down`:
+      b R F + b R D + b E D F
+    rows of results, their sum, and a chunk of them in the order of tokens:
+      b R D + 2 b N D
+
+  Forward and backward it is where the gradient of the hidden rows is there
+  and those of the pre-activations take the place of what they are made from:
+
+    rows of dy, dy, pre-activations and one more of width F, cast of `down`:
+      b R D + b N D + (P + 1) b R F + b E D F
+
+  To both come the router's logits, 4 N E, and the choice of one [N, K] array,
+  whose last axis takes up 128 lanes.
+
+  Args:
+    p: the layer.
+    backward: whether the backward pass follows.
+    fast_bytes: of the chip; a cast that fits there is not in main memory
+      (forward: the compiler has room then).
+  """
+  cast = p.cast_bytes // (p.products + 1)
+  router = INDEX_BYTES * p.tokens * (p.experts + max(p.k, LANES))
+  if backward:
+    rows = p.wide_bytes + (p.products + 1) * p.hidden_bytes
+    return rows + p.x_bytes + cast + router
+  cast = 0 if cast <= fast_bytes else cast
+  first = p.products * p.hidden_bytes + cast
+  second = p.hidden_bytes + cast
+  return p.wide_bytes + max(first, second, 2 * p.x_bytes) + router
