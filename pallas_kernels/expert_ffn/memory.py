@@ -127,8 +127,8 @@ def temporary(p: Problem, backward: bool, fast_bytes: int = 0) -> int:
   Args:
     p: the layer.
     backward: whether the backward pass follows.
-    fast_bytes: of the chip; a cast that fits there is not in main memory
-      (forward: the compiler has room then).
+    fast_bytes: what fits there the compiler may cast into fast memory, which
+      is not counted; v5e does so (forward), v6e does not. 0: it does not.
   """
   cast = p.cast_bytes // (p.products + 1)
   router = INDEX_BYTES * p.tokens * (p.experts + max(p.k, LANES))

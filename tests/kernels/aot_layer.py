@@ -73,7 +73,8 @@ def cost(layer, direction, where, fast_bytes):
     'ideal_flops': ideal + router * (3 if backward else 1),
     'live_bytes': live,
     'heap_bytes': (live + stats.temp_size_in_bytes) // 2,
-    'model_bytes': memory.temporary(problem, backward, fast_bytes),
+    'model_bytes': memory.temporary(problem, backward),
+    'least_model_bytes': memory.temporary(problem, backward, fast_bytes),
   }
 
 
