@@ -106,15 +106,13 @@ class Routed:
     return self.sorted().dot(w_EDF)
 
   def feed_forward(self, gate_EDF, up_EDF, down_EFD, activation) -> Combined:
-    gate, up, down = (
-      None if w is None else w.astype(self.x_ND.dtype)
-      for w in (gate_EDF, up_EDF, down_EFD)
-    )
+    # Parameters go in as they are: a copy in the dtype of the tokens, made
+    # here, would be kept for the backward pass.
     y_ND = expert_ffn(
       self.x_ND,
-      gate,
-      up,
-      down,
+      gate_EDF,
+      up_EDF,
+      down_EFD,
       self.ids_NK,
       self.weights_NK,
       activation=activation,

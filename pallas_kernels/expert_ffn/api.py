@@ -39,9 +39,13 @@ def expert_ffn(
   `jax.checkpoint` a policy that saves the name `PRE_ACTIVATIONS` spares the
   forward pass a second run.
 
+  Pass f32 parameters as they are, whatever the dtype of `x_ND`: a copy in
+  that dtype, made by the caller, would be kept for the backward pass.
+
   Args:
     x_ND: [N, D] tokens, f32 or bf16.
-    w_gate_EDF: [E, D, F], in the dtype of `x_ND`.
+    w_gate_EDF: [E, D, F], in the dtype of `x_ND` or in a wider one, from which
+      it is cast where it is used. Its gradient has its own dtype.
     w_up_EDF: [E, D, F], or `None` for activation(x gate) alone.
     w_down_EFD: [E, F, D].
     ids_NK: int32 [N, K]; E (any id outside [0, E)) is "no expert", which costs
@@ -62,8 +66,9 @@ def expert_ffn(
   matrices = (w_gate_EDF, w_up_EDF, w_down_EFD)
   _check(x_ND, matrices, ids_NK, weights_NK)
   if implementation == 'reference':
+    cast = _cast(matrices, x_ND.dtype)
     return reference.expert_ffn(
-      x_ND, *matrices, ids_NK, weights_NK, activation=activation
+      x_ND, *cast, ids_NK, weights_NK, activation=activation
     )
   if implementation is not None and implementation not in NAMES:
     raise ValueError(
@@ -86,31 +91,44 @@ def _forward(activation, implementation, x_ND, matrices, weights_NK, p):
   args = (x_ND, matrices, weights_NK, p)
   y_ND, kept = _run('forward', activation, implementation, args, keep=True)
   kept = checkpoint_name(kept, PRE_ACTIVATIONS)
-  return y_ND, (*args, kept)
+  return y_ND, (x_ND, matrices, *_flat(weights_NK, p), kept)
 
 
 def _backward(activation, implementation, saved, dy_ND):
-  grads = _run('backward', activation, implementation, (*saved, dy_ND))
-  return *grads, None
+  x_ND, matrices, *rest = saved
+  shape = x_ND.shape[0], rest[0].size // x_ND.shape[0]
+  rest[:2] = _flat(*rest[:2], shape)
+  # Without it the compiler finds the casts of the matrices and the gathers of
+  # the rows in the forward pass too, makes them once, and keeps them.
+  x_ND, matrices, dy_ND = jax.lax.optimization_barrier((x_ND, matrices, dy_ND))
+  args = (x_ND, matrices, *rest, dy_ND)
+  return *_run('backward', activation, implementation, args), None
 
 
 _expert_ffn.defvjp(_forward, _backward)
+
+
+def _flat(weights, p, shape=-1):
+  """What has an entry for each pair, in `shape`.
+
+  Kept in one dimension, as TPUs give an array whose last axis is K the memory
+  of one whose last axis is 128.
+  """
+  return weights.reshape(shape), p.replace(place_NK=p.place_NK.reshape(shape))
 
 
 def _run(direction, activation, implementation, args, **static):
   """One direction, by the implementation that is chosen at lowering."""
   static['activation'] = activation
   table = {
-    'tiles': Entry(
-      functools.partial(getattr(cpu, direction), **static), platforms=('cpu',)
-    ),
+    'tiles': Entry(_cast_for(cpu, direction, static), platforms=('cpu',)),
     'triton': Entry(
-      functools.partial(getattr(pallas_gpu, direction), **static),
+      _cast_for(pallas_gpu, direction, static),
       platforms=('cuda',),
       refuses=functools.partial(pallas_gpu.refuses, activation=activation),
       partitions=False,
     ),
-    'rows': Entry(functools.partial(getattr(rows, direction), **static)),
+    'rows': Entry(_cast_for(rows, direction, static)),
   }
   op = f'expert_ffn ({direction})'
 
@@ -120,6 +138,27 @@ def _run(direction, activation, implementation, args, **static):
     return choose(op, table, *args, implementation=implementation)
 
   return call(*args)
+
+
+def _cast(matrices, dtype):
+  return jax.tree.map(lambda w: w.astype(dtype), matrices)
+
+
+def _cast_for(module, direction, static):
+  """Lets `module` see matrices in the dtype of the tokens."""
+
+  def call(x_ND, matrices, *args):
+    cast = _cast(matrices, x_ND.dtype)
+    out = getattr(module, direction)(x_ND, cast, *args, **static)
+    if direction == 'forward':
+      return out
+    dx_ND, dmatrices, dweights_NK = out
+    dmatrices = jax.tree.map(
+      lambda d, w: d.astype(w.dtype), dmatrices, matrices
+    )
+    return dx_ND, dmatrices, dweights_NK
+
+  return call
 
 
 def _check(x_ND, matrices, ids_NK, weights_NK):
@@ -147,11 +186,17 @@ def _check(x_ND, matrices, ids_NK, weights_NK):
       f'expert_ffn takes ids and weights [N, K] with N={x_ND.shape[0]}, not '
       f'{ids_NK.shape} and {weights_NK.shape}.'
     )
-  dtypes = {w.dtype for w in matrices if w is not None} | {x_ND.dtype}
+  dtypes = {w.dtype for w in matrices if w is not None}
   if len(dtypes) > 1:
     raise ValueError(
-      f'expert_ffn: x and the matrices have dtypes '
+      f'expert_ffn: the matrices have dtypes '
       f'{", ".join(sorted(map(str, dtypes)))}; cast them to one.'
+    )
+  if jnp.promote_types(gate.dtype, x_ND.dtype) != gate.dtype:
+    raise ValueError(
+      f'expert_ffn: the matrices are {gate.dtype} and x is {x_ND.dtype}, '
+      'which they cannot be cast to without loss of range or digits of x; '
+      f'cast x to {gate.dtype}, or the matrices to {x_ND.dtype}.'
     )
   if not jnp.issubdtype(ids_NK.dtype, jnp.integer):
     raise ValueError(f'expert_ffn: ids are {ids_NK.dtype}; use integers.')

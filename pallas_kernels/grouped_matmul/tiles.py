@@ -4,11 +4,12 @@ Rows are sorted by group. A group is cut into tiles of nearly equal size; a
 tile is padded to one of a few static row counts, so that a matrix product over
 it is an ordinary one. The loops' trip counts are known only at run time: work
 follows the rows that there are, whatever their distribution, and the padding
-is less than `STEP_ROWS` rows for each tile.
+is less than one step of rows for each tile.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +18,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-STEP_ROWS = 64  # row counts of tiles are multiples of this,
-FINE_ROWS = 32  # or of this near an even share, where most groups are.
+from pallas_kernels.tune import store
+from pallas_kernels.tune.store import Key
+
+STEP_ROWS = 64  # row counts of tiles are multiples of this
 # Beyond this a matrix product gets no faster. It is well above 512, as groups
 # of about that size would else be cut in two.
 MOST_ROWS = 768
 # From so many rows on, XLA:CPU multiplies a transposed copy faster than it
 # contracts over rows; the copy included.
 TALL_ROWS = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSteps:
+  """How rows are cut: tiles of `step`, 2 `step`, ... up to `most` rows.
+
+  Near an even share of the rows, where most groups are, steps are half as long.
+  """
+
+  step: int = STEP_ROWS
+  most: int = MOST_ROWS
+
+  def __post_init__(self):
+    if not 0 < self.step <= self.most:
+      raise ValueError(
+        f'RowSteps: step={self.step} and most={self.most}; a step is positive '
+        f'and at most the largest tile.'
+      )
+
+  @classmethod
+  def of(cls, op: str, form: str, key: Key) -> RowSteps:
+    """As measured for `key`, else by default."""
+    return store.build(cls, store.tuned(op, form, key) or {})
 
 
 @struct.dataclass
@@ -47,26 +73,28 @@ class Tiles:
   row_counts: tuple[int, ...] = struct.field(pytree_node=False)
 
 
-def row_counts(rows: int, groups: int) -> tuple[int, ...]:
+def row_counts(
+  rows: int, groups: int, steps: RowSteps = RowSteps()
+) -> tuple[int, ...]:
   """The static row counts of tiles, for `rows` rows in `groups` groups.
 
   Each one is a loop to compile. Tiles of more than twice an even share would
   seldom be used: a group that is larger gets several.
   """
-  share = rows / groups
-  even = -(-2 * rows // (groups * STEP_ROWS)) * STEP_ROWS
-  most = min(MOST_ROWS, max(STEP_ROWS, even))
-  steps = set(range(STEP_ROWS, most + 1, STEP_ROWS))
-  if share > 4 * STEP_ROWS:  # else the padding of small tiles is small too
-    near = range(0, most, FINE_ROWS)
-    steps |= {n for n in near if 0.8 * share <= n <= 1.25 * share}
-  steps = sorted(n for n in steps if n < rows)
-  return (*steps, rows) if rows <= most else tuple(steps)
+  step, share = steps.step, rows / groups
+  even = -(-2 * rows // (groups * step)) * step
+  most = min(steps.most, max(step, even))
+  counts = set(range(step, most + 1, step))
+  if share > 4 * step:  # else the padding of small tiles is small too
+    near = range(0, most, -(-step // 2))
+    counts |= {n for n in near if 0.8 * share <= n <= 1.25 * share}
+  counts = sorted(n for n in counts if n < rows)
+  return (*counts, rows) if rows <= most else tuple(counts)
 
 
-def cut(sizes_E: jax.Array, rows: int) -> Tiles:
+def cut(sizes_E: jax.Array, rows: int, steps: RowSteps = RowSteps()) -> Tiles:
   """Cuts `rows` rows in groups of `sizes_E` rows into tiles."""
-  counts = row_counts(rows, sizes_E.shape[0])
+  counts = row_counts(rows, sizes_E.shape[0], steps)
   most = counts[-1]
   tiles_E = -(-sizes_E // most)
   # An even split, rounded up, wastes less than one large and one tiny tile.

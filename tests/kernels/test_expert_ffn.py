@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.expert_ffn import memory
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS, expert_ffn
 
 IMPLEMENTATIONS = [None, 'rows', 'reference']
@@ -119,6 +120,19 @@ def test_bf16_is_close_to_every_expert(implementation):
   got = _results(args, ids, dy, jax.nn.silu, implementation)
   assert [a.dtype for a in got] == [jnp.bfloat16] * 5 + [jnp.float32]
   _assert_close(got, _oracle(args, ids, dy, jax.nn.silu), 2e-2)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_parameters_of_f32_serve_tokens_of_bf16(implementation):
+  (x, *matrices, weights), ids, dy = _inputs(SHAPES['odd'])
+  # What bf16 can hold, so that only the arithmetic differs.
+  matrices = [w.astype(jnp.bfloat16).astype(jnp.float32) for w in matrices]
+  args = (x.astype(jnp.bfloat16), *matrices, weights)
+  dy = dy.astype(jnp.bfloat16)
+  y, dx, *rest = _results(args, ids, dy, jax.nn.silu, implementation)
+  assert y.dtype == dx.dtype == jnp.bfloat16
+  assert [a.dtype for a in rest] == [jnp.float32] * 4
+  _assert_close((y, dx, *rest), _oracle(args, ids, dy, jax.nn.silu), 2e-2)
 
 
 @pytest.mark.parametrize('implementation', [None, 'rows'])
@@ -236,6 +250,20 @@ def test_backward_keeps_only_inputs_and_pre_activations():
   assert kept == n * d + 2 * n * k * f + n * k + 3 * e * d * f
 
 
+@pytest.mark.parametrize('gated', [True, False])
+def test_the_memory_model_knows_what_is_kept(gated):
+  (x, *rest), ids, _ = _inputs((64, 32, 16, 4, 8), gated=gated)
+  args = (x.astype(jnp.bfloat16), *rest)
+  _, pull = jax.vjp(
+    lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
+  )
+  leaves = [a for a in jax.tree.leaves(pull) if hasattr(a, 'dtype')]
+  problem = memory.Problem(64, 32, 16, 4, 8, gated=gated)
+  # Parameters are the caller's; nothing is a copy of them in another dtype.
+  parameters = 4 * problem.matrix_elements
+  assert sum(a.nbytes for a in leaves) == memory.kept(problem) + parameters
+
+
 def test_a_policy_that_names_pre_activations_spares_the_second_forward():
   args, ids, dy = _inputs(SHAPES['smoke'])
 
@@ -299,7 +327,14 @@ def test_cuda_gets_grouped_products_where_the_activation_cannot_be_fused():
   [
     (dict(x=jnp.zeros((4, 3))), r'gate and up \[E, D, F\]'),
     (dict(down=jnp.zeros((2, 2, 5))), r'down \[E, F, D\]'),
-    (dict(x=jnp.zeros((4, 2), jnp.bfloat16)), 'bfloat16, float32'),
+    (dict(gate=jnp.zeros((2, 2, 5), jnp.bfloat16)), 'bfloat16, float32'),
+    (
+      dict(
+        gate=jnp.zeros((2, 2, 5), jnp.bfloat16),
+        down=jnp.zeros((2, 5, 2), jnp.bfloat16),
+      ),
+      'matrices are bfloat16 and x is float32',
+    ),
     (dict(ids=jnp.zeros((4, 1), jnp.int32)), r'ids and weights \[N, K\]'),
     (dict(ids=jnp.zeros((4, 3))), 'ids are float32'),
     (dict(implementation='quick'), "implementation='quick' is unknown"),
