@@ -10,12 +10,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-_NT = lax.RaggedDotDimensionNumbers(
+NT = lax.RaggedDotDimensionNumbers(
   dot_dimension_numbers=(((1,), (2,)), ((), ())),
   lhs_ragged_dimensions=[0],
   rhs_group_dimensions=[0],
 )
-_TN = lax.RaggedDotDimensionNumbers(
+TN = lax.RaggedDotDimensionNumbers(
   dot_dimension_numbers=(((0,), (0,)), ((), ())),
   lhs_ragged_dimensions=[0],
   rhs_group_dimensions=[],
@@ -35,14 +35,14 @@ def nn(x_RD, w_EDF, sizes_E):
 
 def nt(y_RF, w_EDF, sizes_E):
   """[R, D]: y_r w_e^T."""
-  y = _narrow(lax.ragged_dot_general, y_RF, w_EDF, sizes_E, _NT)
+  y = _narrow(lax.ragged_dot_general, y_RF, w_EDF, sizes_E, NT)
   return live(y, sizes_E)
 
 
 def tn(x_RD, y_RF, sizes_E):
   """[E, D, F]: sum over the rows of e of x_r^T y_r."""
   x_RD, y_RF = live(x_RD, sizes_E), live(y_RF, sizes_E)
-  return _narrow(lax.ragged_dot_general, x_RD, y_RF, sizes_E, _TN)
+  return _narrow(lax.ragged_dot_general, x_RD, y_RF, sizes_E, TN)
 
 
 def _narrow(product, a, *args):

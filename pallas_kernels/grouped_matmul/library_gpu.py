@@ -15,7 +15,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.grouped_matmul.library import _NT, _TN, _live
+from pallas_kernels.grouped_matmul.library import NT, TN, live
 
 # Compiled for an H100 it spills no register up to here.
 MOST_GROUPS = 64
@@ -61,8 +61,8 @@ def mosaic(form: str, a, b, sizes_E):
   )
   if form == 'tn':
     # Rows beside a group are multiplied by zero: they must be finite.
-    return call(_live(a, sizes_E), _live(b, sizes_E))
-  return _live(call(a, b, transpose_rhs=form == 'nt'), sizes_E)
+    return call(live(a, sizes_E), live(b, sizes_E))
+  return live(call(a, b, transpose_rhs=form == 'nt'), sizes_E)
 
 
 def tokamax_refuses(form: str, a, b, sizes_E) -> str | None:
@@ -85,10 +85,10 @@ def tokamax(form: str, a, b, sizes_E):
     implementation='triton',
   )
   if form == 'tn':
-    a, b = _live(a, sizes_E), _live(b, sizes_E)
-    return call(a, b, ragged_dot_dimension_numbers=_TN)
+    a, b = live(a, sizes_E), live(b, sizes_E)
+    return call(a, b, ragged_dot_dimension_numbers=TN)
   if form == 'nt':
-    return _live(call(a, b, ragged_dot_dimension_numbers=_NT), sizes_E)
+    return live(call(a, b, ragged_dot_dimension_numbers=NT), sizes_E)
   y = library.ragged_dot(
     a,
     b,
@@ -96,4 +96,4 @@ def tokamax(form: str, a, b, sizes_E):
     preferred_element_type=a.dtype,
     implementation='triton',
   )
-  return _live(y, sizes_E)
+  return live(y, sizes_E)
