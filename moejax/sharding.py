@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pallas_kernels import chips
+
 # Logical axis to mesh axis; an axis that is not here is replicated.
 RULES = (('batch', ('data', 'expert')), ('expert', 'expert'))
 
@@ -52,8 +54,14 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
 
 @contextlib.contextmanager
 def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
-  """Makes `mesh` and `rules` those of the code inside."""
-  with jax.set_mesh(mesh), nn.logical_axis_rules(_known(rules, mesh)):
+  """Makes `mesh`, its chip and `rules` those of the code inside.
+
+  The chip is read off the mesh, which may be of a machine that is not here.
+  """
+  chip = chips.of_kind(mesh.devices.flat[0].device_kind)
+  kernels = chips.target(chip) if chip else contextlib.nullcontext()
+  logical = nn.logical_axis_rules(_known(rules, mesh))
+  with kernels, jax.set_mesh(mesh), logical:
     yield
 
 

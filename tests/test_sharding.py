@@ -7,6 +7,7 @@ import pytest
 from configs import common
 from moejax import balance, sharding, step, validate
 from moejax.parts import Parts
+from pallas_kernels import chips
 
 MESHES = {'8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4)}
 
@@ -134,3 +135,11 @@ def test_sizes_that_do_not_divide_are_refused(small, change, message):
   with pytest.raises(ValueError, match=message) as error:
     validate.check_batch(c, Parts(c))
   assert '\n' not in str(error.value)
+
+
+def test_kernels_take_their_tiles_for_the_chip_of_the_mesh(monkeypatch):
+  monkeypatch.setitem(chips._KINDS, jax.devices()[0].device_kind, 'v5p')
+  mesh = sharding.make_mesh({'data': 8, 'expert': 1})
+  with sharding.use(mesh, sharding.RULES):
+    assert chips.current('tpu').name == 'v5p'
+  assert chips.current('tpu') == chips.SMALLEST['tpu']
