@@ -45,10 +45,7 @@ class Paired:
     return Ragged(self.x_ND[self.tokens_R], self.sizes_E).dot(w_EDF)
 
   def feed_forward(self, gate_EDF, up_EDF, down_EFD, activation) -> Combined:
-    matrices = tuple(
-      None if w is None else w.astype(self.x_ND.dtype)
-      for w in (gate_EDF, up_EDF, down_EFD)
-    )
+    matrices = gate_EDF, up_EDF, down_EFD
 
     # Each pair is a token of its own with one expert.
     @functools.partial(jax.checkpoint, policy=_KEEP)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.expert_ffn.api import expert_ffn
 from pallas_kernels.grouped_matmul.api import grouped_matmul
+from pallas_kernels.route.api import permutation
+from pallas_kernels.route.rows import combine, gather_rows
 
 
 class _Layers:
@@ -121,28 +123,17 @@ class Routed:
 
   def sorted(self) -> Ragged:
     """The rows in expert order; "no expert" comes last, past every group."""
-    one_hot = self.ids_NK[..., None] == jnp.arange(self.num_experts)
-    sizes_E = one_hot.sum((0, 1), dtype=jnp.int32)
-    k = self.ids_NK.shape[1]
-    return Ragged(self.x_ND[self._order_R() // k], sizes_E)
+    plan = self._plan()
+    return Ragged(gather_rows(self.x_ND, plan), plan.sizes_E)
 
   def combine(self, done: Ragged | Combined) -> jax.Array:
     """[N, D]: each token's weighted sum of what its experts made of it."""
     if isinstance(done, Combined):
       return done.y_ND
-    n, k = self.ids_NK.shape
-    order_R = self._order_R()
-    place_R = (
-      jnp.zeros_like(order_R)
-      .at[order_R]
-      .set(jnp.arange(n * k, dtype=order_R.dtype), unique_indices=True)
-    )
-    y_NKD = done.rows_RD[place_R].reshape(n, k, -1)
-    return jnp.einsum('nkd,nk->nd', y_NKD, self.weights_NK.astype(y_NKD.dtype))
+    return combine(done.rows_RD, self.weights_NK, self._plan())
 
-  def _order_R(self):
-    # Stable, so that an expert sees its tokens in their order.
-    return jnp.argsort(self.ids_NK.reshape(-1), stable=True)
+  def _plan(self):
+    return permutation(self.ids_NK, self.num_experts)
 
 
 @struct.dataclass
