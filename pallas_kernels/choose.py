@@ -2,21 +2,18 @@
 
 The choice is made when a program is lowered, because only then is the platform
 known: a host without an accelerator may well compile for one. Shapes and
-dtypes are known earlier, while tracing, and decide what is eligible.
+dtypes are known earlier, while tracing, and decide what is eligible. What is
+not chosen is never traced.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
-import jax
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
-
-PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+from pallas_kernels.choice import PLATFORMS
+from pallas_kernels.choice import choice as _choice
 
 
 def _takes_everything(*_args) -> None:
@@ -28,7 +25,9 @@ class Entry:
   """One implementation of an operation.
 
   Attributes:
-    call: the function; all entries of a table take and return the same.
+    call: the function; all entries of a table take and return the same. It is
+      traced when the program is lowered, so it may depend on nothing but its
+      arguments and what is static.
     platforms: where it runs; `None` is everywhere.
     refuses: from the arguments (their static shapes and dtypes only), the
       reason why this entry does not take them, or `None`.
@@ -69,14 +68,13 @@ def choose(
   if implementation is not None:
     return _named(op, table, args, implementation)
   best = {p: _best(table, _names(table, args, p)) for p in PLATFORMS}
-  if len(set(best.values())) == 1 and best['cpu']:
-    return _call(table, best['cpu'])(*args)
-  calls = {p: _call(table, names) for p, names in best.items() if names}
+  if len(set(best.values())) == 1 and len(best['cpu']) == 1:
+    return table[best['cpu'][0]].call(*args)
+  calls = {p: _calls(table, names) for p, names in best.items() if names}
   message = f'{op}: nothing runs here; {_here(table, args)}'
   if not calls:
     raise NotImplementedError(message)
-  refuse = _refusal(next(iter(calls.values())), message)
-  return jax.lax.platform_dependent(*args, default=refuse, **calls)
+  return _choice(op, calls, _plainest(table, best), message, args)
 
 
 def _named(op, table, args, name):
@@ -94,13 +92,19 @@ def _named(op, table, args, name):
     )
   if entry.platforms is None:
     return entry.call(*args)
-  refuse = _refusal(
-    entry.call,
+  message = (
     f'{op}: implementation={name!r} runs on {", ".join(entry.platforms)} '
-    f'only; {here}',
+    f'only; {here}'
   )
-  calls = {p: entry.call for p in PLATFORMS if entry.runs_on(p)}
-  return jax.lax.platform_dependent(*args, default=refuse, **calls)
+  calls = {p: (entry.call,) for p in PLATFORMS if entry.runs_on(p)}
+  return _choice(op, calls, entry.call, message, args)
+
+
+def _plainest(table, best):
+  """The entry to trace for shapes: a kernel is the dearest to trace."""
+  names = dict.fromkeys(name for names in best.values() for name in names)
+  plain = [name for name in names if table[name].platforms is None]
+  return table[[*plain, *names][0]].call
 
 
 def _names(table, args, platform) -> list[str]:
@@ -118,9 +122,8 @@ def _best(table, names) -> tuple[str, ...]:
   return (names[0], *[n for n in names if table[n].partitions][:1])
 
 
-def _call(table, names):
-  calls = [table[n].call for n in names]
-  return calls[0] if len(calls) == 1 else _one_or_many(*calls)
+def _calls(table, names):
+  return tuple(table[name].call for name in names)
 
 
 def _here(table, args) -> str:
@@ -129,108 +132,3 @@ def _here(table, args) -> str:
     f'{p}: {", ".join(_names(table, args, p)) or "nothing"}' for p in PLATFORMS
   )
   return f'for these arguments there is {"; ".join(places)}.'
-
-
-# A primitive that can be traced but not lowered: a branch of it turns into an
-# error exactly when a program is lowered for a platform that needs it.
-_refuse_p = core.Primitive('refuse')
-_refuse_p.multiple_results = True
-_refuse_p.def_abstract_eval(lambda *_, avals, message: avals)
-
-
-def _refuse(*_, avals, message):
-  raise NotImplementedError(message)
-
-
-def _refuse_batched(args, axes, *, avals, message):
-  size = next(
-    x.shape[axis]
-    for x, axis in zip(args, axes, strict=True)
-    if axis is not None
-  )
-  avals = tuple(
-    jax.core.ShapedArray((size, *aval.shape), aval.dtype) for aval in avals
-  )
-  outs = _refuse_p.bind(*args, avals=avals, message=message)
-  return outs, [0] * len(outs)
-
-
-def _refuse_jvp(primals, _tangents, **params):
-  outs = _refuse_p.bind(*primals, **params)
-  return outs, [ad.Zero(jax.typeof(o).to_tangent_aval()) for o in outs]
-
-
-_refuse_p.def_impl(_refuse)
-ad.primitive_jvps[_refuse_p] = _refuse_jvp
-mlir.register_lowering(_refuse_p, _refuse)
-batching.primitive_batchers[_refuse_p] = _refuse_batched
-
-
-def _refusal(call, message):
-  """A function with the results of `call` that fails when it is lowered."""
-
-  def refuse(*args):
-    jaxpr, out = jax.make_jaxpr(call, return_shape=True)(*args)
-    avals, tree = tuple(jaxpr.out_avals), jax.tree.structure(out)
-    outs = _refuse_p.bind(*jax.tree.leaves(args), avals=avals, message=message)
-    return jax.tree.unflatten(tree, outs)
-
-  return refuse
-
-
-# Two functions of which one is lowered: only then is it known whether the
-# program is for one device, or for many over which it will be partitioned.
-_one_or_many_p = core.Primitive('one_or_many')
-_one_or_many_p.multiple_results = True
-_one_or_many_p.def_abstract_eval(lambda *_, one, many: one.out_avals)
-_one_or_many_p.def_impl(
-  lambda *args, **both: jax.jit(partial(_one_or_many_p.bind, **both))(*args)
-)
-
-
-def _one_or_many(one, many):
-  """Does `one`, or `many` in programs that are partitioned over devices."""
-
-  def call(*args):
-    leaves, tree = jax.tree.flatten(args)
-
-    def flat(f, *leaves):
-      return jax.tree.leaves(f(*jax.tree.unflatten(tree, leaves)))
-
-    both = [jax.make_jaxpr(partial(flat, f))(*leaves) for f in (one, many)]
-    outs = _one_or_many_p.bind(*leaves, one=both[0], many=both[1])
-    return jax.tree.unflatten(
-      jax.tree.structure(jax.eval_shape(one, *args)), outs
-    )
-
-  return call
-
-
-def _one_or_many_lowered(ctx, *args, one, many):
-  chosen = many if _is_partitioned(ctx.module_context.axis_context) else one
-  call = core.jaxpr_as_fun(chosen)
-  return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
-
-
-def _is_partitioned(where) -> bool:
-  """Whether the compiler partitions code lowered here."""
-  if hasattr(where, 'num_devices'):
-    return where.num_devices > 1
-  if not hasattr(where, 'manual_axes'):
-    return False
-  mesh = where.mesh
-  manual = where.manual_axes | set(mesh.manual_axes)
-  return bool(where.manual_axes) and manual != set(mesh.axis_names)
-
-
-def _one_or_many_batched(args, axes, *, one, many):
-  one, many = (
-    jax.make_jaxpr(jax.vmap(core.jaxpr_as_fun(f), in_axes=axes))(*args)
-    for f in (one, many)
-  )
-  outs = _one_or_many_p.bind(*args, one=one, many=many)
-  return outs, [0] * len(outs)
-
-
-mlir.register_lowering(_one_or_many_p, _one_or_many_lowered)
-batching.primitive_batchers[_one_or_many_p] = _one_or_many_batched
