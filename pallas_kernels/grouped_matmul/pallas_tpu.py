@@ -269,7 +269,7 @@ def _inside(v, group, shift, starts, rows):
 
 
 def _for_pieces(where, begin, end, tile):
-  """Runs a function of start and size on the pieces that hold a group's rows."""
+  """Runs a function of start and size on each piece with rows of a group."""
   rows, itemsize = tile.shape[0], tile.dtype.itemsize
   part = row_parts.part_rows(rows, itemsize)
 

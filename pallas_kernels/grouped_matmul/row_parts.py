@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-# Half the side of most matrix units: two parts or more are then a piece that
-# fills one. A piece takes no less time than one that does.
+# Half the side of most matrix units: all pieces but the smallest then fill one.
+# Smaller ones would multiply fewer rows, and take as long.
 PART_ROWS = 64
 
 
@@ -36,7 +36,8 @@ def pieces(begin, end, rows: int, part: int):
   Returns:
     A list of (start, size, present): `size` is static; the pieces of which
     `present` holds are disjoint and cover exactly the overlapping parts. All
-    sizes together are `rows`.
+    sizes together are `rows` if the parts are a power of two, else less than
+    twice that.
   """
   parts = rows // part
   # (`//` would ask the host for its chip, to find the sign.)
