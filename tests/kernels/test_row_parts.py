@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from pallas_kernels.grouped_matmul import pallas_tpu, row_parts
 from pallas_kernels.grouped_matmul.tile_shapes import TileShape
@@ -72,5 +73,5 @@ def _contracted_rows(jaxpr):
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
       yield eqn.invars[0].aval.shape[0]
-    for inner in jax.core.jaxprs_in_params(eqn.params):
+    for inner in jaxprs_in_params(eqn.params):
       yield from _contracted_rows(inner)
