@@ -3,7 +3,8 @@
 A grid step multiplies one tile of rows by a block of the matrix of one group.
 Which tile and group, scalars tell that arrive before the kernel starts; steps
 of a tile that several groups share follow each other, so that its result stays
-in fast memory and every group stores its own rows.
+in fast memory and every group stores its own rows. A group that owns all of a
+tile multiplies it at once, another only the parts of it that hold its rows.
 
 Source: arXiv 2211.15841 section 5 (grouped products without padding).
 Differs: no block-sparse format and no padding of groups to tiles; empty groups
@@ -22,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import chips
-from pallas_kernels.grouped_matmul import tile_shapes, visits
+from pallas_kernels.grouped_matmul import row_parts, tile_shapes, visits
 from pallas_kernels.grouped_matmul.tile_shapes import LANES, Problem, TileShape
 
 # Half of the memory that scalars share with the compiler's own.
@@ -133,51 +134,62 @@ def _rows_kernel(
   """One tile of rows times one block of one matrix."""
   v, k, last_k = pl.program_id(1), pl.program_id(2), pl.num_programs(2) - 1
   group = group_V[v]
-  row = (v + shift[group]) * out.shape[0]
-  begin, end = starts[group], starts[group + 1]
+  begin, end = _inside(v, group, shift, starts, out.shape[0])
+  live = group < groups
+  whole = live & (begin <= 0) & (end >= out.shape[0])
 
-  def product(tail=False):
-    left, right = a[...], w[...]
-    if tail:  # past the end of the contracted axis anything may lie
-      left = _keep(left, 1, 0, rest)
-      right = _keep(right, contract[1], 0, rest)
+  def product(rows=slice(None), valid=None):
+    left, right = a[rows, :], w[...]
+    if valid is not None:  # past the end of the contracted axis all may lie
+      left = _keep(left, 1, 0, valid)
+      right = _keep(right, contract[1], 0, valid)
     return _dot(left, right, contract)
 
-  def store(value):
-    whole = (begin <= row) & (row + out.shape[0] <= end)
+  def store_own(start, size, value):
+    rows = pl.ds(start, size)
+    others = out[rows, :].astype(jnp.float32)
+    own = _between(value.shape, 0, begin - start, end - start)
+    out[rows, :] = jnp.where(own, value, others).astype(out.dtype)
 
-    @pl.when(whole)
-    def _():
-      out[...] = value.astype(out.dtype)
-
-    @pl.when(~whole)
-    def _():
-      # The group that owns a tile's first row comes first, and clears it.
-      others = jnp.where(begin <= row, 0, out[...].astype(jnp.float32))
-      own = _between(value.shape, 0, begin - row, end - row)
-      out[...] = jnp.where(own, value, others).astype(out.dtype)
-
-  @pl.when((group == groups) & (k == 0))
+  # The group that owns a tile's first row comes first, and clears it.
+  @pl.when((k == 0) & (begin <= 0) & ~whole)
   def _():
     out[...] = jnp.zeros_like(out)
 
-  live = group < groups
   if not scratch:
-    pl.when(live)(lambda: store(product()))
+
+    @pl.when(whole)
+    def _():
+      out[...] = product().astype(out.dtype)
+
+    @_for_pieces(live & ~whole, begin, end, out)
+    def _(start, size):
+      store_own(start, size, product(pl.ds(start, size)))
+
     return
   (acc,) = scratch
 
-  @pl.when(live & (k == 0))
+  @pl.when(whole & (k == 0))
   def _():
     acc[...] = product()
 
-  @pl.when(live & (k > 0) & (k < last_k))
+  @pl.when(whole & (k > 0) & (k < last_k))
   def _():
     acc[...] += product()
 
-  @pl.when(live & (k == last_k))
+  @pl.when(whole & (k == last_k))
   def _():
-    store(acc[...] + product(tail=rest > 0))
+    out[...] = (acc[...] + product(valid=rest or None)).astype(out.dtype)
+
+  @_for_pieces(live & ~whole, begin, end, out)
+  def _(start, size):
+    rows = pl.ds(start, size)
+    valid = jnp.where(k == last_k, rest, a.shape[1]) if rest else None
+    acc[rows, :] = jnp.where(k == 0, 0, acc[rows, :]) + product(rows, valid)
+
+    @pl.when(k == last_k)
+    def _():
+      store_own(start, size, acc[rows, :])
 
 
 def _matrices(p, tiles, chip, interpret, x_RD, y_RF, sizes_E):
@@ -216,35 +228,56 @@ def _matrices_kernel(group_V, shift, starts, x, y, out, acc):
   """Adds one tile's share to the matrix of one group."""
   v = pl.program_id(2)
   group, rows = group_V[v], x.shape[0]
-  row = (v + shift[group]) * rows
-  begin, end = starts[group], starts[group + 1]
-  first, last = row <= begin, row + rows >= end
-  whole = (begin <= row) & (row + rows <= end)
+  begin, end = _inside(v, group, shift, starts, rows)
+  some = begin < end
+  whole = (begin <= 0) & (end >= rows)
+  first, last = begin >= 0, end <= rows
 
-  def product(masked):
-    left, right = x[...], y[...]
-    if masked:  # both: rows of no group may hold NaN
-      left = _keep(left, 0, begin - row, end - row)
-      right = _keep(right, 0, begin - row, end - row)
-    return _dot(left, right, (0, 0))
+  @pl.when(whole & first)
+  def _():
+    acc[...] = _dot(x[...], y[...], (0, 0))
 
-  for masked, where in ((False, whole), (True, ~whole & (begin < end))):
+  @pl.when(whole & ~first)
+  def _():
+    acc[...] += _dot(x[...], y[...], (0, 0))
 
-    @pl.when(where & first)
-    def _(masked=masked):
-      acc[...] = product(masked)
+  @pl.when(some & ~whole & first)
+  def _():
+    acc[...] = jnp.zeros_like(acc)
 
-    @pl.when(where & ~first)
-    def _(masked=masked):
-      acc[...] += product(masked)
+  @_for_pieces(some & ~whole, begin, end, x)
+  def _(start, size):
+    # Both are masked: rows of no group may hold NaN.
+    own = begin - start, end - start
+    left = _keep(x[pl.ds(start, size), :], 0, *own)
+    right = _keep(y[pl.ds(start, size), :], 0, *own)
+    acc[...] += _dot(left, right, (0, 0))
 
-  @pl.when(last & (begin < end))
+  @pl.when(last & some)
   def _():
     out[...] = acc[...].astype(out.dtype)
 
-  @pl.when(begin == end)
+  @pl.when(~some)
   def _():
     out[...] = jnp.zeros_like(out)
+
+
+def _inside(v, group, shift, starts, rows):
+  """The first row of a group and the end of its rows, counted in the tile."""
+  row = (v + shift[group]) * rows
+  return starts[group] - row, starts[group + 1] - row
+
+
+def _for_pieces(where, begin, end, tile):
+  """Runs a function of start and size on each piece with rows of a group."""
+  rows, itemsize = tile.shape[0], tile.dtype.itemsize
+  part = row_parts.part_rows(rows, itemsize)
+
+  def run(body):
+    for start, size, present in row_parts.pieces(begin, end, rows, part):
+      pl.when(where & present)(functools.partial(body, start, size))
+
+  return run
 
 
 def _dot(a, b, contract):

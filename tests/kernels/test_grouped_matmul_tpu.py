@@ -19,6 +19,9 @@ ODD = Shape(123, 300, 600, (0, 50, 3, 0, 17, 40, 0))
 # Matrices that lie in memory with D as the last axis.
 SWAPPED = Shape(123, 256, 200, ODD.sizes)
 SMALL_TILES = TileShape(16, 128, 256)
+# Tiles of several parts: groups that own whole tiles, several in one tile and
+# in one part, ends on and off parts, rows of no group.
+PARTS = Shape(700, 300, 200, (0, 250, 3, 64, 0, 70, 217, 1, 0))
 # Leaves NaN in all that nothing was written to, and past the ends of arrays.
 STRICT = pltpu.InterpretParams(uninitialized_memory='nan')
 
@@ -78,6 +81,9 @@ def test_each_form_equals_the_loop(name):
     (ODD, SMALL_TILES, jnp.bfloat16, 2e-2),
     (SWAPPED, TileShape(48, 128, 128), jnp.float32, 1e-5),
     (SWAPPED, TileShape(16, 256, 200), jnp.bfloat16, 2e-2),
+    (PARTS, TileShape(192, 128, 128), jnp.float32, 1e-5),
+    (PARTS, TileShape(128, 300, 200), jnp.float32, 1e-5),
+    (PARTS, TileShape(512, 128, 256), jnp.bfloat16, 2e-2),
   ],
 )
 def test_several_tiles_along_every_axis_equal_the_loop(
@@ -93,6 +99,22 @@ def test_several_tiles_along_every_axis_equal_the_loop(
 def test_nothing_unwritten_or_out_of_bounds_reaches_a_result(sizes):
   inputs = _inputs(Shape(123, 300, 600, sizes))
   got = _results(*inputs, SMALL_TILES, STRICT)
+  _assert_close(got, _oracle(*inputs), 1e-5)
+
+
+@pytest.mark.parametrize('tiles', [(256, 128, 128), (256, 300, 200)])
+def test_parts_that_no_group_holds_reach_no_result(tiles):
+  inputs = _inputs(PARTS)
+  got = _results(*inputs, TileShape(*tiles), STRICT)
+  _assert_close(got, _oracle(*inputs), 1e-5)
+
+
+@given(cuts=st.lists(st.integers(0, 400), min_size=6, max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_any_sizes_equal_the_loop_where_tiles_have_parts(cuts):
+  sizes = np.diff(sorted(cuts), prepend=0)
+  inputs = _inputs(Shape(400, 130, 129, tuple(sizes)))
+  got = _results(*inputs, TileShape(192, 128, 128))
   _assert_close(got, _oracle(*inputs), 1e-5)
 
 
