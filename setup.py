@@ -40,6 +40,7 @@ setuptools.setup(
       'nbclient',
       'nbformat',
       'pytest',
+      'pytest-xdist',
       'qwix>=0.1.8',
       'ruff==0.17.6',
     ],
