@@ -136,9 +136,9 @@ def _run(direction, activation, implementation, args, **static):
       partitions=False,
     ),
     'rows': Entry(_cast_for(rows, direction, static)),
-    # After an entry that takes everything: only had by name. On v5e, forward
-    # and backward, the heap of a compiled layer is 26 % smaller with it at
-    # '1.4B n256' and 2 % larger at '7B n1024'.
+    # After an entry that takes everything: only had by name. The heap of a
+    # compiled layer, forward and backward, is 26 % smaller with it at
+    # '1.4B n256' on v5e, but forward at '30B n256' on v5p 67 % larger.
     'mosaic_tpu': Entry(
       _own_dtypes(pallas_tpu, direction, static),
       platforms=('tpu',),
