@@ -25,44 +25,75 @@ def hidden(activation, gate, up):
   return h if up is None else h * up.astype(wide)
 
 
+def pair(arrays):
+  """(gate, up); up is `None` if there is one array."""
+  return (*arrays, None)[:2]
+
+
 def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
   """-> y_ND, (gate_RF, up_RF); these are `None` unless `keep`."""
   w_gate, w_up, w_down = matrices
-  x_RD = _take(x_ND, plan.token_R)
+  x_RD = take(x_ND, plan.token_R)
   gate_RF = product('nn', x_RD, w_gate, plan.sizes_E)
   up_RF = None
   if w_up is not None:
     up_RF = product('nn', x_RD, w_up, plan.sizes_E)
   h_RF = hidden(activation, gate_RF, up_RF).astype(x_ND.dtype)
-  y_RD = product('nn', h_RF, w_down, plan.sizes_E)
-  y_ND = combine(y_RD, weights_NK, plan.place_NK)
+  y_ND = down(h_RF, w_down, weights_NK, plan)
   return y_ND, (gate_RF, up_RF) if keep else (None, None)
+
+
+def down(h_RF, w_EFD, weights_NK, plan):
+  """[N, D]: the weighted sum of what `down` makes of each token's rows."""
+  y_RD = product('nn', h_RF, w_EFD.astype(h_RF.dtype), plan.sizes_E)
+  return combine(y_RD, weights_NK, plan.place_NK)
 
 
 def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
   """-> dx_ND, gradients of the matrices, dweights_NK."""
-  dtype, sizes_E = x_ND.dtype, plan.sizes_E
-  w_gate, w_up, w_down = matrices
-  dy_RD = _take(dy_ND, plan.token_R)
-  weight_R1 = _take(weights_NK.reshape(-1), plan.pair_R)[:, None]
+  dy_RD = take(dy_ND, plan.token_R)
+  weight_R1 = take(weights_NK.reshape(-1), plan.pair_R)[:, None]
   h_RF, pull = jax.vjp(lambda *pre: hidden(activation, *pre), *kept)
-  dh_RF = product('nt', dy_RD, w_down, sizes_E).astype(h_RF.dtype)
+  dh_RF = product('nt', dy_RD, matrices[2], plan.sizes_E).astype(h_RF.dtype)
   dweight_R = (dh_RF * h_RF).sum(-1)
-  dgate_RF, dup_RF = pull(dh_RF * weight_R1)
-  dw_down = product('tn', (h_RF * weight_R1).astype(dtype), dy_RD, sizes_E)
-  x_RD = _take(x_ND, plan.token_R)
+  dpre = pull(dh_RF * weight_R1)
+  weighted_RF = (h_RF * weight_R1).astype(x_ND.dtype)
+  dx_ND, dmatrices = products_backward(
+    x_ND, matrices, plan, dy_RD, weighted_RF, dpre
+  )
+  dweights_NK = take(dweight_R, plan.place_NK).astype(weights_NK.dtype)
+  return dx_ND, dmatrices, dweights_NK
+
+
+def products_backward(x_ND, matrices, plan, dy_RD, weighted_RF, dpre):
+  """-> dx_ND, gradients of the matrices in the dtype of the rows.
+
+  Args:
+    x_ND: tokens.
+    matrices: gate, up or `None`, down.
+    plan: of pairs.
+    dy_RD: gradients of the experts' outputs before they are weighted.
+    weighted_RF: hidden rows times their weights.
+    dpre: gradients of gate_RF and up_RF (or `None`).
+  """
+  sizes_E, (dgate_RF, dup_RF) = plan.sizes_E, dpre
+  w_gate, w_up, _ = matrices
+  dw_down = product('tn', weighted_RF, dy_RD, sizes_E)
+  x_RD = take(x_ND, plan.token_R)
   dw_gate = product('tn', x_RD, dgate_RF, sizes_E)
   dw_up = None if w_up is None else product('tn', x_RD, dup_RF, sizes_E)
-  dx_ND = _dx(product('nt', dgate_RF, w_gate, sizes_E), plan)
+  dx_ND = _dx(dgate_RF, w_gate, plan)
   if w_up is not None:
     # One after the other: two arrays of rows would be the peak of memory.
     dup_RF, dx_ND = lax.optimization_barrier((dup_RF, dx_ND))
-    dx_ND += _dx(product('nt', dup_RF, w_up, sizes_E), plan)
-  dweights_NK = _take(dweight_R, plan.place_NK).astype(weights_NK.dtype)
-  return dx_ND, (dw_gate, dw_up, dw_down), dweights_NK
+    dx_ND += _dx(dup_RF, w_up, plan)
+  return dx_ND, (dw_gate, dw_up, dw_down)
 
 
-def _dx(dx_RD, plan):
+def _dx(dpre_RF, w_EDF, plan):
+  """[N, D]: what one of the first matrices adds to the gradient of x."""
+  w_EDF = w_EDF.astype(dpre_RF.dtype)
+  dx_RD = product('nt', dpre_RF, w_EDF, plan.sizes_E)
   ones_NK = jnp.ones(plan.place_NK.shape, jnp.float32)
   return combine(dx_RD, ones_NK, plan.place_NK)
 
@@ -77,7 +108,7 @@ def combine(y_RD, weights_NK, place_NK):
   wide = jnp.promote_types(weights_NK.dtype, y_RD.dtype)
 
   def some(place_nK, weights_nK):
-    y_nKD = _take(y_RD, place_nK).astype(wide)
+    y_nKD = take(y_RD, place_nK).astype(wide)
     y_nD = jnp.einsum('nkd,nk->nd', y_nKD, weights_nK.astype(wide))
     return y_nD.astype(y_RD.dtype)
 
@@ -97,5 +128,5 @@ def combine(y_RD, weights_NK, place_NK):
   return lax.fori_loop(0, -(-n // size), step, y_ND)
 
 
-def _take(a, index):
+def take(a, index):
   return a.at[index].get(mode='promise_in_bounds')

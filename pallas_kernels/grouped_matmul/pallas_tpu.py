@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import chips
 from pallas_kernels.grouped_matmul import row_parts, tile_shapes, visits
 from pallas_kernels.grouped_matmul.tile_shapes import LANES, Problem, TileShape
+from pallas_kernels.grouped_matmul.tpu_parts import between, dot, keep
 
 # Half of the memory that scalars share with the compiler's own.
 MOST_SCALAR_BYTES = 512 * 1024
@@ -141,14 +142,14 @@ def _rows_kernel(
   def product(rows=slice(None), valid=None):
     left, right = a[rows, :], w[...]
     if valid is not None:  # past the end of the contracted axis all may lie
-      left = _keep(left, 1, 0, valid)
-      right = _keep(right, contract[1], 0, valid)
-    return _dot(left, right, contract)
+      left = keep(left, 1, 0, valid)
+      right = keep(right, contract[1], 0, valid)
+    return dot(left, right, contract)
 
   def store_own(start, size, value):
     rows = pl.ds(start, size)
     others = out[rows, :].astype(jnp.float32)
-    own = _between(value.shape, 0, begin - start, end - start)
+    own = between(value.shape, 0, begin - start, end - start)
     out[rows, :] = jnp.where(own, value, others).astype(out.dtype)
 
   # The group that owns a tile's first row comes first, and clears it.
@@ -235,11 +236,11 @@ def _matrices_kernel(group_V, shift, starts, x, y, out, acc):
 
   @pl.when(whole & first)
   def _():
-    acc[...] = _dot(x[...], y[...], (0, 0))
+    acc[...] = dot(x[...], y[...], (0, 0))
 
   @pl.when(whole & ~first)
   def _():
-    acc[...] += _dot(x[...], y[...], (0, 0))
+    acc[...] += dot(x[...], y[...], (0, 0))
 
   @pl.when(some & ~whole & first)
   def _():
@@ -249,9 +250,9 @@ def _matrices_kernel(group_V, shift, starts, x, y, out, acc):
   def _(start, size):
     # Both are masked: rows of no group may hold NaN.
     own = begin - start, end - start
-    left = _keep(x[pl.ds(start, size), :], 0, *own)
-    right = _keep(y[pl.ds(start, size), :], 0, *own)
-    acc[...] += _dot(left, right, (0, 0))
+    left = keep(x[pl.ds(start, size), :], 0, *own)
+    right = keep(y[pl.ds(start, size), :], 0, *own)
+    acc[...] += dot(left, right, (0, 0))
 
   @pl.when(last & some)
   def _():
@@ -278,34 +279,6 @@ def _for_pieces(where, begin, end, tile):
       pl.when(where & present)(functools.partial(body, start, size))
 
   return run
-
-
-def _dot(a, b, contract):
-  """Accumulated in f32; f32 is rounded as `jax_default_matmul_precision` says.
-
-  bf16 products are exact in f32, so that nothing is to be chosen for them.
-  """
-  asked = jax.config.jax_default_matmul_precision
-  exact = a.dtype == jnp.float32 and asked not in (None, 'default', 'bfloat16')
-  return lax.dot_general(
-    a,
-    b,
-    (((contract[0],), (contract[1],)), ((), ())),
-    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def _between(shape, axis, begin, end):
-  index = lax.broadcasted_iota(jnp.int32, shape, axis)
-  return (index >= begin) & (index < end)
-
-
-def _keep(a, axis, begin, end):
-  """`a`, zero outside [begin, end) of an axis."""
-  # Not every TPU selects in 16 bits.
-  kept = jnp.where(_between(a.shape, axis, begin, end), a.astype('float32'), 0)
-  return kept.astype(a.dtype)
 
 
 def _settings(problem, tiles: TileShape, chip, interpret, parallel):
