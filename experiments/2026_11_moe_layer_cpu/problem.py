@@ -37,7 +37,8 @@ def arrays(shape: Layer, skew: str) -> dict[str, np.ndarray]:
   """x, dy [T, d], router [d, E], gate and up [E, d, n], down [E, n, d], f32.
 
   The first channel of x is 1, so that the router's first row is a bias per
-  expert: 0, or minus the logarithm of a random rank (Zipf's law).
+  expert: 0, or minus the logarithm of a random rank (Zipf's law). No token is
+  so near a tie that rounding could decide which experts it goes to.
   """
   draw = np.random.default_rng(0)
   t, d, n, e = shape.tokens, shape.d, shape.n, shape.experts
@@ -45,9 +46,13 @@ def arrays(shape: Layer, skew: str) -> dict[str, np.ndarray]:
   def normal(*size, fan=1):
     return (draw.normal(size=size) / fan**0.5).astype(np.float32)
 
-  x, router = normal(t, d), normal(d, e, fan=d)
-  x[:, 0] = 1
+  router = normal(d, e, fan=d)
   router[0] = -np.log1p(draw.permutation(e)) if skew == 'zipf' else 0
+  x, near = np.empty((t, d), np.float32), np.ones(t, bool)
+  while near.any():
+    x[near] = normal(near.sum(), d)
+    x[:, 0] = 1
+    near = _margin(x, router, shape.k) < 1e-4
   return dict(
     x=x,
     dy=normal(t, d),
@@ -56,3 +61,9 @@ def arrays(shape: Layer, skew: str) -> dict[str, np.ndarray]:
     up=normal(e, d, n, fan=d),
     down=normal(e, n, d, fan=n),
   )
+
+
+def _margin(x, router, k):
+  """f64 [T]: by how much the last chosen logit exceeds the next one."""
+  logits = np.sort(x.astype(np.float64) @ router, axis=1)
+  return logits[:, -k] - logits[:, -k - 1]
