@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from moejax.nn import RmsNorm
 from moejax.types import Context, Outputs, State, Stream
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS
+from pallas_kernels.route.api import CHOICE
 
 # What layers sow and what they keep, each with its layer axis. A collection
 # that is missing here would be dropped by the scan without a word.
@@ -23,9 +24,9 @@ SCANNED = {'params': 0, 'losses': 0, 'stats': 0, 'balance': 0}
 # of experts is always kept: recomputing it could route a token elsewhere.
 _named = jax.checkpoint_policies.save_only_these_names
 REMAT = {
-  'full': _named('router_ids'),
+  'full': _named(CHOICE),
   'dots': jax.checkpoint_policies.save_from_both_policies(
-    _named('router_ids', PRE_ACTIVATIONS),
+    _named(CHOICE, PRE_ACTIVATIONS),
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   ),
 }

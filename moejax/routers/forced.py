@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from moejax.types import Chosen, Context
+from pallas_kernels.route.api import CHOICE
 
 
 class _Forced(nn.Module):
@@ -32,7 +33,7 @@ class _Forced(nn.Module):
     logits_NE, num_experts = chosen.logits_NE, chosen.num_experts
     ids_NK = self.choose(jax.lax.stop_gradient(logits_NE), ctx)
     # Named, so that rematerialisation keeps the choice and cannot re-route.
-    ids_NK = checkpoint_name(ids_NK, 'router_ids')
+    ids_NK = checkpoint_name(ids_NK, CHOICE)
     chosen_NK = jnp.take_along_axis(logits_NE, ids_NK, axis=-1)
     weights_NK = self.inner.weigh(chosen_NK, logits_NE)
     valid_N1 = ctx.valid_N[:, None]

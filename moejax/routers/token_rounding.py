@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from moejax.routers import affinities
 from moejax.types import Chosen, Context, Pairs
+from pallas_kernels.route.api import CHOICE
 
 
 class TokenRounding(nn.Module):
@@ -148,7 +149,7 @@ def fill(
   other_R = other_EM.at[e_R, place_R - wanted_E[e_R]].get(mode='clip')
   # Named, so that rematerialisation keeps the choice and cannot re-route.
   named = (expert_R.astype(jnp.int32), was_chosen_R, pair_R, other_R)
-  expert_R, was_chosen_R, pair_R, other_R = checkpoint_name(named, 'router_ids')
+  expert_R, was_chosen_R, pair_R, other_R = checkpoint_name(named, CHOICE)
 
   # 4. Weights last: they alone have a gradient.
   e_R = jnp.minimum(expert_R, num_experts - 1)

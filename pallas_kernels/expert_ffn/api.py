@@ -128,19 +128,19 @@ def _run(direction, activation, implementation, args, **static):
   """One direction, by the implementation that is chosen at lowering."""
   static['activation'] = activation
   table = {
-    'tiles': Entry(_cast_for(cpu, direction, static), platforms=('cpu',)),
+    'tiles': Entry(_direction(cpu, direction, static), platforms=('cpu',)),
     'triton': Entry(
-      _cast_for(pallas_gpu, direction, static),
+      _direction(pallas_gpu, direction, static),
       platforms=('cuda',),
       refuses=functools.partial(pallas_gpu.refuses, activation=activation),
       partitions=False,
     ),
-    'rows': Entry(_cast_for(rows, direction, static)),
+    'rows': Entry(_direction(rows, direction, static)),
     # After an entry that takes everything: only had by name. The heap of a
     # compiled layer, forward and backward, is 26 % smaller with it at
     # '1.4B n256' on v5e, but forward at '30B n256' on v5p 67 % larger.
     'mosaic_tpu': Entry(
-      _own_dtypes(pallas_tpu, direction, static),
+      _direction(pallas_tpu, direction, static, cast=False),
       platforms=('tpu',),
       refuses=functools.partial(pallas_tpu.refuses, activation=activation),
       partitions=False,
@@ -160,32 +160,28 @@ def _cast(matrices, dtype):
   return jax.tree.map(lambda w: w.astype(dtype), matrices)
 
 
-def _cast_for(module, direction, static):
-  """Lets `module` see matrices in the dtype of the tokens."""
-  run = _own_dtypes(module, direction, static)
+def _direction(module, direction, static, cast=True):
+  """One direction of `module`; matrices' gradients have their dtypes.
+
+  Args:
+    module: with `forward` and `backward`.
+    direction: which.
+    static: its static arguments.
+    cast: whether it wants matrices in the dtype of the tokens.
+  """
 
   def call(x_ND, matrices, *args):
-    out = run(x_ND, _cast(matrices, x_ND.dtype), *args)
-    return out if direction == 'forward' else _gradients_for(matrices, out)
+    given = _cast(matrices, x_ND.dtype) if cast else matrices
+    out = getattr(module, direction)(x_ND, given, *args, **static)
+    if direction == 'forward':
+      return out
+    dx_ND, dmatrices, dweights_NK = out
+    dmatrices = jax.tree.map(
+      lambda d, w: d.astype(w.dtype), dmatrices, matrices
+    )
+    return dx_ND, dmatrices, dweights_NK
 
   return call
-
-
-def _own_dtypes(module, direction, static):
-  """Lets `module` see matrices as they are."""
-
-  def call(x_ND, matrices, *args):
-    out = getattr(module, direction)(x_ND, matrices, *args, **static)
-    return out if direction == 'forward' else _gradients_for(matrices, out)
-
-  return call
-
-
-def _gradients_for(matrices, out):
-  """Gives gradients of matrices the dtypes of these."""
-  dx_ND, dmatrices, dweights_NK = out
-  dmatrices = jax.tree.map(lambda d, w: d.astype(w.dtype), dmatrices, matrices)
-  return dx_ND, dmatrices, dweights_NK
 
 
 def _check(x_ND, matrices, ids_NK, weights_NK):

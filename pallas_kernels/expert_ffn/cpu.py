@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.expert_ffn.rows import hidden
+from pallas_kernels.expert_ffn.rows import hidden, take
 from pallas_kernels.grouped_matmul import tiles
 from pallas_kernels.grouped_matmul.tiles import add_matrix, dot, matrix
 
@@ -21,13 +21,13 @@ from pallas_kernels.grouped_matmul.tiles import add_matrix, dot, matrix
 def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
   """-> y_ND, (gate_RF, up_RF); these are `None` unless `keep`."""
   rows, dtype = plan.pair_R.size, x_ND.dtype
-  weight_R = _take(weights_NK.reshape(-1), plan.pair_R)
+  weight_R = take(weights_NK.reshape(-1), plan.pair_R)
   wide = jnp.promote_types(dtype, jnp.float32)
 
   def body(tile, carry):
     y_ND, kept = carry
     token = tile.read_all(plan.token_R)
-    x = _take(x_ND, token)
+    x = take(x_ND, token)
     pre = dot(x, _first(matrices, tile), (1, 0)).astype(dtype)
     pre = _halves(pre, matrices)
     h = hidden(activation, *pre).astype(dtype)
@@ -57,13 +57,13 @@ def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
 def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
   """-> dx_ND, gradients of the matrices, dweights_NK."""
   rows, dtype = plan.pair_R.size, x_ND.dtype
-  weight_R = _take(weights_NK.reshape(-1), plan.pair_R)
+  weight_R = take(weights_NK.reshape(-1), plan.pair_R)
   wide = jnp.promote_types(dtype, jnp.float32)
 
   def body(tile, carry):
     dx_ND, (dw_gate, dw_up, dw_down), dweight_R = carry
     token = tile.read_all(plan.token_R)
-    x, dy = (tile.mask(_take(a, token)) for a in (x_ND, dy_ND))
+    x, dy = (tile.mask(take(a, token)) for a in (x_ND, dy_ND))
     weight = tile.read(weight_R)[:, None]
     pre = [None if a is None else tile.read(a) for a in kept]
     h, pull = jax.vjp(lambda *pre: hidden(activation, *pre), *pre)
@@ -89,7 +89,7 @@ def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
   cut = tiles.cut(plan.sizes_E, rows)
   dx_ND, dmatrices, dweight_R = tiles.for_each(cut, rows, body, start)
   dmatrices = jax.tree.map(lambda w: w.astype(dtype), dmatrices)
-  dweights_NK = _take(dweight_R, plan.place_NK)
+  dweights_NK = take(dweight_R, plan.place_NK)
   return dx_ND.astype(dtype), dmatrices, dweights_NK
 
 
@@ -104,10 +104,6 @@ def _halves(a, matrices):
   if matrices[1] is None:
     return a, None
   return jnp.split(a, 2, axis=1)
-
-
-def _take(a, index):
-  return a.at[index].get(mode='promise_in_bounds')
 
 
 def _add_rows(a, index, value):

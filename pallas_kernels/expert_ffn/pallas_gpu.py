@@ -118,7 +118,7 @@ def backward(
   dweights_NK = jnp.where(
     plan.place_NK < total, part_CR.sum(0)[plan.place_NK], 0
   )
-  dmatrices = (*dw_first, None)[:2] + (dw_down,)
+  dmatrices = (*pair(dw_first), dw_down)
   return dx_ND, dmatrices, dweights_NK.astype(weights_NK.dtype)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.grouped_matmul.sizes import fit_sizes
+
 
 class Schedule(NamedTuple):
   """Row tiles in the order of groups, each of one group.
@@ -29,12 +31,7 @@ def bounds(sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
   Negative sizes count as 0 and rows end at `rows`, so that no size, however
   wrong, leads a kernel out of its arrays.
   """
-  sizes_E = jnp.clip(sizes_E.astype(jnp.int32), 0, rows)
-  if sizes_E.shape[0] * rows < 2**31:
-    ends_E = jnp.minimum(jnp.cumsum(sizes_E), rows)
-  else:  # A plain sum might wrap.
-    add = lambda a, b: jnp.minimum(a + b, rows)  # noqa: E731
-    ends_E = lax.associative_scan(add, sizes_E)
+  ends_E = jnp.cumsum(fit_sizes(sizes_E, rows), dtype=jnp.int32)
   starts_E = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_E[:-1]])
   return starts_E, ends_E
 

@@ -7,8 +7,10 @@ import itertools
 
 import jax.numpy as jnp
 
-# Bytes of shared memory that one program may ask for on an H100 or H200.
-SHARED_BYTES = 232_448
+from pallas_kernels import chips
+
+# Bytes of shared memory that one program may ask for.
+SHARED_BYTES = chips.SMALLEST['cuda'].fast_bytes
 
 
 @dataclasses.dataclass(frozen=True)

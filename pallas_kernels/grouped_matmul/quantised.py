@@ -17,6 +17,7 @@ from jax import lax
 from pallas_kernels.choose import Entry, choose
 from pallas_kernels.grouped_matmul import reference, tiles
 from pallas_kernels.grouped_matmul.api import product
+from pallas_kernels.grouped_matmul.library import live
 
 VALUES = (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)
 NAMES = tuple(jnp.dtype(dtype).name for dtype in VALUES)
@@ -156,7 +157,7 @@ def _training(rows, matrices, implementation, x_RD, w_EDF, sizes_E):
 
 def _training_forward(rows, matrices, implementation, x_RD, w_EDF, sizes_E):
   # A dead row may hold anything, and its scale would be as bad.
-  x_RD = _live(x_RD, sizes_E)
+  x_RD = live(x_RD, sizes_E)
   x = quantise(x_RD, rows, (0,)) if rows else x_RD
   w = quantise(w_EDF, matrices, (0, 2))
   y_RF = grouped_matmul(x, w, sizes_E, implementation)
@@ -231,7 +232,7 @@ def _library(rows, q, sizes_E):
   group_R = reference.group_of_row(sizes_E, x.shape[0])
   group_R = jnp.minimum(group_R, w.shape[0] - 1)
   y_RF = total.astype(jnp.float32) * (scale_R1 * scale_EF[group_R])
-  return _live(y_RF, sizes_E)
+  return live(y_RF, sizes_E)
 
 
 NN = {
@@ -250,12 +251,6 @@ def _operands(x, w, floating):
 
 def _accumulator(x):
   return jnp.int32 if x.dtype == jnp.int8 else jnp.float32
-
-
-def _live(x_RD, sizes_E):
-  """Zero in the rows past the last group."""
-  live_R = jnp.arange(x_RD.shape[0]) < jnp.sum(sizes_E)
-  return jnp.where(live_R[:, None], x_RD, 0)
 
 
 def _wide(a):
