@@ -18,16 +18,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.expert_ffn.rows import hidden, pair
 from pallas_kernels.grouped_matmul import gpu_parts as parts
 from pallas_kernels.grouped_matmul.gpu_schedule import place, schedule
 from pallas_kernels.grouped_matmul.gpu_tiles import Tiles
 from pallas_kernels.grouped_matmul.pallas_gpu import call
-
-
-def hidden(activation, gate, up):
-  """f32: activation(gate) * up."""
-  h = activation(gate.astype(jnp.float32))
-  return h if up is None else h * up.astype(jnp.float32)
 
 
 def over_rows(body, name, tables, args, columns, outs, plan, tiles, interpret):
@@ -140,7 +135,7 @@ def up(x_ND, firsts, plan, *, activation, keep, tiles, interpret=False):
     sums = block.products((x_ref,), w_refs, rows=token)
     for piece, *pre in block.pieces(*sums):
       pre = [p.astype(dtype) for p in pre]
-      piece.store(outs[0], hidden(activation, *_pair(pre)))
+      piece.store(outs[0], hidden(activation, *pair(pre)))
       for out, value in zip(outs[1:], pre, strict=keep):
         piece.store(out, value)
 
@@ -150,7 +145,7 @@ def up(x_ND, firsts, plan, *, activation, keep, tiles, interpret=False):
   a_RF, *kept = over_rows(
     body, 'expert_up', tables, args, width, outs, plan, tiles, interpret
   )
-  return a_RF, _pair(kept) if keep else (None, None)
+  return a_RF, pair(kept) if keep else (None, None)
 
 
 def down(a_RF, w_EFD, plan, *, tiles, interpret=False):
@@ -195,7 +190,7 @@ def down_backward(
     dweight = jnp.zeros((tiles.block_m,), jnp.float32)
     for piece, da in block.pieces(whole):
       pre = [piece.load(ref) for ref in pre_refs]
-      a, pull = jax.vjp(lambda *pre: hidden(activation, *_pair(pre)), *pre)
+      a, pull = jax.vjp(lambda *pre: hidden(activation, *pair(pre)), *pre)
       for ref, value in zip(d_pre, pull(da * weight), strict=True):
         piece.store(ref, value)
       piece.store(weighted, a * weight)
@@ -230,11 +225,6 @@ def first_backward(d_pre, firsts, plan, *, tiles, interpret=False):
     body, 'expert_dx', (), args, width, outs, plan, tiles, interpret
   )
   return dx_RD
-
-
-def _pair(arrays):
-  """(gate, up); up is None if there is one array."""
-  return (*arrays, None)[:2]
 
 
 def combine(y_RD, weights_NK, plan, total, *, interpret=False):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.expert_ffn import gpu_kernels as kernels
 from pallas_kernels.expert_ffn.gpu_activation import cannot_fuse
+from pallas_kernels.expert_ffn.rows import pair
 from pallas_kernels.grouped_matmul.gpu_schedule import bounds
 from pallas_kernels.grouped_matmul.gpu_tiles import Product, Tiles, checked
 from pallas_kernels.grouped_matmul.pallas_gpu import sum_of_rows, too_large
