@@ -17,11 +17,7 @@ from pallas_kernels.grouped_matmul import (
   pallas_tpu,
   reference,
 )
-from pallas_kernels.grouped_matmul.sizes import (
-  check_sizes,
-  fit_sizes,
-  misfit_rows,
-)
+from pallas_kernels.grouped_matmul.sizes import known_or_fit, misfit_rows
 from pallas_kernels.grouped_matmul.spread import spread
 
 __all__ = ['grouped_matmul', 'misfit_rows', 'product']
@@ -120,8 +116,7 @@ def grouped_matmul(
     _check_name(implementation)
     return quantised.grouped_matmul(x_RD, w_EDF, sizes_E, implementation)
   _check(x_RD, w_EDF, sizes_E)
-  check_sizes('grouped_matmul', sizes_E, x_RD.shape[0])
-  sizes_E = fit_sizes(sizes_E, x_RD.shape[0])
+  sizes_E = known_or_fit('grouped_matmul', sizes_E, x_RD.shape[0])
   if implementation == 'reference':
     return reference.grouped_matmul(x_RD, w_EDF, sizes_E)
   _check_name(implementation)

@@ -18,6 +18,7 @@ from pallas_kernels.choose import Entry, choose
 from pallas_kernels.grouped_matmul import reference, tiles
 from pallas_kernels.grouped_matmul.api import product
 from pallas_kernels.grouped_matmul.library import live
+from pallas_kernels.grouped_matmul.sizes import known_or_fit
 
 VALUES = (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)
 NAMES = tuple(jnp.dtype(dtype).name for dtype in VALUES)
@@ -35,6 +36,7 @@ def grouped_matmul(x_RD, w_EDF, sizes_E, implementation: str | None = None):
   through the dequantised matrices.
   """
   check(x_RD, w_EDF, sizes_E)
+  sizes_E = known_or_fit('grouped_matmul', sizes_E, x_RD.shape[0])
   # Constants first: loops with a number of turns known at run time only have
   # no gradient of their own.
   w_EDF = jax.lax.stop_gradient(w_EDF)
@@ -99,6 +101,7 @@ def quantised_training(
       f'quantised; use None, {", ".join(NN)}.'
     )
   _check_shapes(x_RD, w_EDF, sizes_E)
+  sizes_E = known_or_fit('grouped_matmul', sizes_E, x_RD.shape[0])
   if 0 in x_RD.shape or 0 in w_EDF.shape:
     return jnp.zeros((x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype)
   return _training(rows, matrices, implementation, x_RD, w_EDF, sizes_E)

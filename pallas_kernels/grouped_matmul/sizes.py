@@ -26,6 +26,16 @@ def fit_sizes(sizes_E: jax.Array, rows: int) -> jax.Array:
   return jnp.diff(ends_E, prepend=0)
 
 
+def known_or_fit(op: str, sizes_E: jax.Array, rows: int) -> jax.Array:
+  """Sizes that fit: what misfits is refused if it is known, else cut.
+
+  Raises:
+    ValueError: see `check_sizes`.
+  """
+  check_sizes(op, sizes_E, rows)
+  return fit_sizes(sizes_E, rows)
+
+
 def misfit_rows(sizes_E: jax.Array, rows: int) -> jax.Array:
   """int32: rows that `sizes_E` asks for and cannot have; 0 when all is well.
 

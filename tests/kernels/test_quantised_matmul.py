@@ -280,3 +280,16 @@ def test_without_qwix_the_error_names_it(monkeypatch):
     quantise(X, 'int8', (0,))
   # What is quantised already needs no qwix.
   assert grouped_matmul(X, QW, jnp.array([4, 0], jnp.int32)).shape == (4, 5)
+
+
+@pytest.mark.parametrize('implementation', [None, 'ragged_dot', 'reference'])
+def test_sizes_that_do_not_fit_are_refused_or_cut(implementation):
+  x, w, _, _ = inputs(SMALL['odd'])
+  q = quantise(w, 'int8', (0, 2))
+  asked = jnp.array([50, -3, 0, 90], jnp.int32)
+  cut = jnp.array([50, 0, 0, 51], jnp.int32)
+  run = functools.partial(grouped_matmul, implementation=implementation)
+  with pytest.raises(ValueError, match=r'sizes\[1\]=-3 is negative'):
+    run(x, q, asked)
+  got = jax.jit(run)(x, q, asked)
+  np.testing.assert_array_equal(got, jax.jit(run)(x, q, cut))
