@@ -22,7 +22,7 @@ from moejax import config_io, run_folder
 from moejax.nearest import hint, nearest
 from moejax.sweep import hyper
 
-MODES = ('train', 'evaluate', 'generate')
+MODES = ('train', 'evaluate', 'generate', 'fit')
 EXAMPLE = '--config=configs/tiny.py'
 HELP = """\
 moejax trains sparse language models and measures them.
@@ -30,6 +30,7 @@ moejax trains sparse language models and measures them.
   python -m moejax.main --config=configs/scaling.py
   python -m moejax.main --config=configs/tiny.py --config.train.steps=50
   python -m moejax.main --mode=generate --workdir=runs/tiny --prompt='def '
+  python -m moejax.main --mode=fit --form=chinchilla --data=runs.csv
 
 A recipe with get_hyper is a sweep of runs, any other one a single run. The
 same command again goes on from the last checkpoint.
@@ -51,6 +52,10 @@ FLAGS = {
   'not given.',
   'prompt': 'Text to continue with --mode=generate; may be repeated; - reads '
   'it from standard input.',
+  'data': 'Table of runs (.csv) for --mode=fit.',
+  'form': 'Law to fit: a name in moejax/scaling/forms, such as chinchilla.',
+  'columns': 'Columns of the table for --mode=fit, as in '
+  'N=params,D=tokens,value=loss; usual names are found by themselves.',
   'traceback': 'Shows where in the code an error arose.',
 }
 _INDENT = {'initial_indent': ' ' * 6, 'subsequent_indent': ' ' * 6}
@@ -67,16 +72,18 @@ class Command(NamedTuple):
     path: file of the recipe; None without --config.
     recipe: its module.
     argument: what stands after the colon in --config=file.py:argument.
-    config: with its overrides, plain and finite.
+    config: with its overrides, plain and finite; None to fit a table.
+    table: for --mode=fit: its file, the law and the columns.
   """
 
   mode: str
-  workdir: str
+  workdir: str | None
   prompts: tuple[str, ...]
   path: str | None
   recipe: Any
   argument: str | None
-  config: ConfigDict
+  config: ConfigDict | None
+  table: tuple[str, str, str] | None = None
 
   @property
   def is_sweep(self) -> bool:
@@ -102,6 +109,8 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--prompt={values.prompt[0]!r} is for --mode=generate, but --mode='
       f'{values.mode}; add --mode=generate.'
     )
+  if values.mode == 'fit' or values.data or values.form or values.columns:
+    return _fit_command(values, overrides)
   path = recipe = argument = None
   where = values.workdir
   if values.config is not None:
@@ -122,6 +131,25 @@ def parse(words: Sequence[str]) -> Command | None:
   config = apply(config, overrides)
   prompts = tuple(values.prompt)
   return Command(values.mode, where, prompts, path, recipe, argument, config)
+
+
+def _fit_command(values, overrides) -> Command:
+  if values.mode != 'fit':
+    given = next(n for n in ('data', 'form', 'columns') if values[n].value)
+    raise ValueError(
+      f'--{given}={values[given].value!r} is for --mode=fit, but --mode='
+      f'{values.mode}; add --mode=fit.'
+    )
+  if overrides or values.config:
+    raise ValueError('--mode=fit reads a table, no recipe; leave out --config.')
+  for name in ('data', 'form'):
+    if not values[name].value:
+      raise ValueError(
+        f'--mode=fit needs --{name}; give a table and a law, such as --data='
+        'runs/scaling/results.csv --form=chinchilla.'
+      )
+  table = (values.data, values.form, values.columns or '')
+  return Command('fit', values.workdir, (), None, None, None, None, table)
 
 
 def help_text() -> str:
@@ -235,6 +263,9 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('workdir', None, '', values)
   flags.DEFINE_enum('mode', MODES[0], MODES, '', values)
   flags.DEFINE_multi_string('prompt', [], '', values)
+  flags.DEFINE_string('data', None, '', values)
+  flags.DEFINE_string('form', None, '', values)
+  flags.DEFINE_string('columns', None, '', values)
   flags.DEFINE_bool('traceback', False, '', values)
   flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)
   return values

@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(command: Command) -> int:
   """Does what the command's mode says; returns the exit code."""
+  if command.mode == 'fit':
+    return run_fit(command)
   if command.is_sweep and command.mode != 'train':
     raise ValueError(
       f'--mode={command.mode} is for one run, but the recipe is a sweep; leave '
@@ -133,6 +135,14 @@ def run_generation(command: Command) -> int:
   texts = generate.run(command.config, command.workdir, prompts)
   for prompt, text in zip(prompts, texts, strict=True):
     print(readable(prompt + text), flush=True)
+  return 0
+
+
+def run_fit(command: Command) -> int:
+  """Prints a law fitted to a table of runs."""
+  from moejax.scaling import fit_table
+
+  print(fit_table.run(*command.table, workdir=command.workdir), flush=True)
   return 0
 
 

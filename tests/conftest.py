@@ -9,6 +9,8 @@ import sys
 import types
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Threads of BLAS only wait for each other on matrices as small as the tests'.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

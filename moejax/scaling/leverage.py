@@ -28,7 +28,7 @@ class Law:
   def falls(self) -> bool:
     """Whether the law changes with compute by more than rounding."""
     theta = self.fit.theta
-    edge = 1.01 * fit.EXPONENT_RANGE[0]
+    edge = 1.01 * forms.EXPONENT_RANGE[0]
     return theta.get('a', 0) > 0 and theta.get('b', 1) > edge
 
   def __call__(self, flops: np.ndarray) -> np.ndarray:
@@ -138,10 +138,7 @@ def _law(form, flops, values, drawn, pinned, notes, draws) -> Law:
       f'{len(flops)} usable budgets; a law of compute needs 2 or more.'
     )
   covariates = {'C': flops}
-  if form is forms.allocation:
-    found = fit.line(form, covariates, values)
-  else:
-    found = fit.varpro(form, covariates, values, pinned=pinned)
+  found = fit.varpro(form, covariates, values, pinned=pinned)
   if draws and all(d is not None for d in drawn):
     table = np.stack(drawn, 1)[:draws]
     rows = [fit.refit(found, covariates, row) for row in table]

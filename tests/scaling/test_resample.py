@@ -32,7 +32,7 @@ def test_intervals_of_a_power_law_cover_at_their_nominal_rate():
   inside = 0
   for trial in range(200):
     size = 0.2 * flops**0.5 * np.exp(0.1 * rng.standard_normal(6))
-    found = fit.line(forms.allocation, {'C': flops}, size)
+    found = fit.varpro(forms.allocation, {'C': flops}, size)
     found = resample.bootstrap(found, {'C': flops}, draws=100, seed=trial)
     near = resample.interval(found.draws[:, 1])
     inside += near.low80 <= 0.5 <= near.high80
