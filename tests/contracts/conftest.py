@@ -47,6 +47,10 @@ def required():
     'kept_groups': 2,
     'heads': 4,
     'kv_heads': 2,
+    'latent_dim': 8,
+    'nope_dim': 6,
+    'rope_dim': 4,
+    'value_dim': 5,
     'capacity_factor': float(NUM_EXPERTS),  # room for every choice
     'score': routers.scores.Linear(num_experts=NUM_EXPERTS),
     'select': routers.select.top_k,
