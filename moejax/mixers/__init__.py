@@ -1,6 +1,8 @@
 """Mixers: `(x_BTD, ctx, state or None) -> (y_BTD, state)`."""
 
+from moejax.mixers import gates
 from moejax.mixers.attention import Attention
+from moejax.mixers.attention_experts import AttentionExperts
 from moejax.mixers.latent import Latent
 
-__all__ = ['Attention', 'Latent']
+__all__ = ['Attention', 'AttentionExperts', 'Latent', 'gates']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from moejax.mixers import cache
 from moejax.mixers.core import Core, mean_seen
@@ -24,6 +25,8 @@ class Attention(nn.Module):
     window: tokens seen, None for all of the document.
     qk_norm: whether queries and keys are normalised before rotation.
     rope_theta: base of the rotary wavelengths; None rotates nothing.
+    rope_frac: share of the head, from its start, that is rotated.
+    gate: of the heads' outputs, one of `mixers.gates`; None for none.
   """
 
   heads: int
@@ -32,6 +35,8 @@ class Attention(nn.Module):
   window: int | None = None
   qk_norm: bool = True
   rope_theta: float | None = 10_000.0
+  rope_frac: float = 1.0
+  gate: nn.Module | None = None
 
   causal = True
 
@@ -55,15 +60,21 @@ class Attention(nn.Module):
         RmsNorm('kv', name='query_norm')(q),
         RmsNorm('kv', name='key_norm')(k),
       )
-    q = rotate(q, ctx.positions_BT, self.rope_theta)
-    k = rotate(k, ctx.positions_BT, self.rope_theta)
+    q, k = (self._rotate(a, ctx) for a in (q, k))
     places = None
     if state is not None:
       state, places = state.extend((k, v), ctx, self.window)
       k, v = places.kept
     y = Core(self.window, name='core')(q, k, v, ctx, places)
+    if self.gate is not None:
+      y = self.gate(y, x_BTD, ctx)
     out_axes = ('heads', 'kv', 'embed')
     return Projection((x_BTD.shape[-1],), out_axes, name='out')(y), state
+
+  def _rotate(self, x, ctx):
+    turned, rest = jnp.split(x, [round(x.shape[-1] * self.rope_frac)], -1)
+    turned = rotate(turned, ctx.positions_BT, self.rope_theta)
+    return jnp.concatenate([turned, rest], -1) if rest.size else turned
 
   def _size(self, width: int) -> int:
     if self.heads % self.kv_heads:
@@ -77,10 +88,12 @@ class Attention(nn.Module):
         'or set head_dim.'
       )
     size = self.head_dim or width // self.heads
-    if size % 2 and self.rope_theta is not None:
+    turned = round(size * self.rope_frac)
+    if turned % 2 and self.rope_theta is not None:
+      share = '' if turned == size else f' with rope_frac={self.rope_frac}'
       raise ValueError(
-        f'head_dim={size} is odd, and rotary positions turn pairs; make it '
-        'even, or set rope_theta to None.'
+        f'head_dim={size}{share} is odd, and rotary positions turn pairs; '
+        'make it even, or set rope_theta to None.'
       )
     return size
 
@@ -94,4 +107,5 @@ class Attention(nn.Module):
     size = self._size(width)
     projections = 2 * width * size * (2 * self.heads + 2 * self.kv_heads)
     seen = mean_seen(length, self.window)
-    return projections + 4 * size * self.heads * seen
+    gate = self.gate.flops(width, self.heads, size) if self.gate else 0
+    return projections + 4 * size * self.heads * seen + gate

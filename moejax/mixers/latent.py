@@ -31,6 +31,7 @@ class Latent(nn.Module):
     value_dim: of a head's value.
     query_latent_dim: of the latent of queries; None makes them from x.
     rope_theta: base of the rotary wavelengths; None rotates nothing.
+    gate: of the heads' outputs, one of `mixers.gates`; None for none.
   """
 
   heads: int
@@ -40,6 +41,7 @@ class Latent(nn.Module):
   value_dim: int
   query_latent_dim: int | None = None
   rope_theta: float | None = 10_000.0
+  gate: nn.Module | None = None
 
   causal = True
 
@@ -89,6 +91,8 @@ class Latent(nn.Module):
         ctx,
         places,
       )
+    if self.gate is not None:
+      y = self.gate(y, x_BTD, ctx)
     out_axes = ('heads', 'kv', 'embed')
     return Projection((width,), out_axes, name='out')(y), state
 
@@ -140,4 +144,7 @@ class Latent(nn.Module):
     made = self.latent_dim * self.heads * (self.nope_dim + self.value_dim)
     out = self.heads * self.value_dim * width
     core = self.heads * (size + self.value_dim) * mean_seen(length)
-    return 2 * (query + kept + made + out + core)
+    total = 2 * (query + kept + made + out + core)
+    if self.gate is not None:
+      total += self.gate.flops(width, self.heads, self.value_dim)
+    return total

@@ -51,6 +51,9 @@ def required():
     'nope_dim': 6,
     'rope_dim': 4,
     'value_dim': 5,
+    'head_dim': 4,
+    'shared': 4,
+    'router': router(),
     'capacity_factor': float(NUM_EXPERTS),  # room for every choice
     'score': routers.scores.Linear(num_experts=NUM_EXPERTS),
     'select': routers.select.top_k,
@@ -100,6 +103,7 @@ SLOTS = {
   'block': exported(blocks),
   'chosen_dispatch': [m for m in exported(dispatch) if Chosen in m.accepts],
   'expert': exported(experts),
+  'gate': exported(mixers.gates),
   'loss': exported(losses),
   'mixer': exported(mixers),
   'pairs_dispatch': [m for m in exported(dispatch) if Pairs in m.accepts],
