@@ -3,6 +3,7 @@
 from moejax.mixers import gates
 from moejax.mixers.attention import Attention
 from moejax.mixers.attention_experts import AttentionExperts
+from moejax.mixers.block_routed import BlockRouted
 from moejax.mixers.latent import Latent
 
-__all__ = ['Attention', 'AttentionExperts', 'Latent', 'gates']
+__all__ = ['Attention', 'AttentionExperts', 'BlockRouted', 'Latent', 'gates']
