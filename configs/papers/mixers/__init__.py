@@ -1,1 +1,1 @@
-"""Papers on who goes to which expert, and on keeping the load even."""
+"""Papers on how tokens see each other: attention, linear and hybrid."""

@@ -4,7 +4,7 @@ Of 8 heads 2 are shared and 4 of the other 6 are picked, 75 % in all; outputs
 are weighed instead of added up.
 
 Claim:    as good as all heads, with three quarters of them.
-Command:  python -m moejax.main --config=configs/papers/mixers/mixture_of_heads.py
+Command:  python -m moejax.main --config=configs/papers/mixers/head_mixture.py
           and the same with :all_heads, the baseline.
 Expect:   the validation loss of the :all_heads form or a lower one.
 Measured: not run.

@@ -4,7 +4,7 @@ Every output of every head is multiplied by a sigmoid of the layer's input.
 
 Claim:    a lower loss, and less attention to the first token: a head that has
           nothing to say can be closed and needs no sink.
-Command:  python -m moejax.main --config=configs/papers/mixers/gated_attention.py
+Command:  python -m moejax.main --config=configs/papers/mixers/gated_softmax.py
           and the same with :headwise, one gate a head, and :plain, none.
 Expect:   a lower validation loss than the :plain form, and a smaller
           analyze.attention.first_token_mass.
