@@ -68,7 +68,10 @@ def _attention(options, *args):
       partitions=False,
     ),
     'cudnn': Entry(
-      bound(cudnn_gpu.forward), platforms=('cuda',), refuses=cudnn_gpu.refuses
+      bound(cudnn_gpu.forward),
+      platforms=('cuda',),
+      refuses=cudnn_gpu.refuses,
+      partitions=False,
     ),
     'masked': Entry(bound(masked.forward)),
   }
@@ -94,7 +97,10 @@ def _backward(options, saved, dy):
       partitions=False,
     ),
     'cudnn': Entry(
-      bound(cudnn_gpu.backward), platforms=('cuda',), refuses=cudnn_gpu.refuses
+      bound(cudnn_gpu.backward),
+      platforms=('cuda',),
+      refuses=cudnn_gpu.refuses,
+      partitions=False,
     ),
     'masked': Entry(bound(masked.backward)),
   }

@@ -12,6 +12,7 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 # Larger heads are for Hopper, and jax asks the host for its GPU to know.
 MOST_SIZE = 128
@@ -45,17 +46,37 @@ def forward(q, k, v, positions, segments, *, window, scale):
   """`attention`; places stand for positions, as documents are in one piece."""
   del positions
   missing = k.shape[3] - v.shape[3]
-  y = jax.nn.dot_product_attention(
-    q,
-    k,
-    jnp.pad(v, ((0, 0),) * 3 + ((0, missing),)),
-    mask=(segments[:, :, None] == segments[:, None])[:, None],
+  call = functools.partial(
+    jax.nn.dot_product_attention,
     scale=scale,
     is_causal=True,
     local_window_size=None if window is None else (window - 1, 0),
     implementation='cudnn',
   )
+  y = _on_one_device(lambda q, k, v, mask: call(q, k, v, mask=mask))(
+    q,
+    k,
+    jnp.pad(v, ((0, 0),) * 3 + ((0, missing),)),
+    (segments[:, :, None] == segments[:, None])[:, None],
+  )
   return y[..., : v.shape[3]]
+
+
+def _on_one_device(f):
+  """`f` as the body of a `shard_map` over one device, if it is not in one.
+
+  The call knows how to be spread over devices and asks the compiler for them,
+  which a program that is lowered for any one device does not say.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    mesh = AbstractMesh((1,), ('device',))
+  elif all(kind == AxisType.Manual for kind in mesh.axis_types):
+    return f
+  whole = PartitionSpec()
+  return jax.shard_map(
+    f, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+  )
 
 
 def backward(q, k, v, positions, segments, y, dy, **options):

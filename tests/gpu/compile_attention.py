@@ -5,6 +5,7 @@ prints, as JSON, for each case the calls of cuDNN and the bytes kept for a
 while.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -18,6 +19,8 @@ os.environ.update(
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
@@ -35,27 +38,47 @@ CASES = {
 }
 
 
-def compiled(where, t, h, g, k, v, window, dtype):
-  def both(qkv, positions, segments):
-    y, pull = jax.vjp(
-      lambda qkv: attention(*qkv, positions, segments, window=window), qkv
-    )
-    return y, pull(y)
+def both(qkv, positions, segments, window):
+  y, pull = jax.vjp(
+    lambda qkv: attention(*qkv, positions, segments, window=window), qkv
+  )
+  return y, pull(y)
 
+
+def arguments(where, batch, t, h, g, k, v, dtype):
   def of(*shape, dtype=dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=where)
 
-  ints = of(1, t, dtype=jnp.int32)
-  qkv = of(1, t, h, k), of(1, t, g, k), of(1, t, g, v)
-  return jax.jit(both).lower(qkv, ints, ints).compile()
+  ints = of(t, dtype=jnp.int32)
+  return (of(t, h, k), of(t, g, k), of(t, g, v)), ints, ints
+
+
+def programs():
+  """(name, lowered)"""
+  (device,) = h100.devices()
+  alone = jax.sharding.SingleDeviceSharding(device)
+  for name, (*sizes, window, dtype) in CASES.items():
+    f = functools.partial(both, window=window)
+    yield name, jax.jit(f).lower(*arguments(alone, 1, *sizes, dtype))
+  *sizes, window, dtype = CASES['grouped']
+  f = functools.partial(both, window=window)
+  for count in (1, 4):
+    mesh = Mesh(np.array(h100.devices(count)), ('data',))
+    rows = PartitionSpec('data')
+    args = arguments(NamedSharding(mesh, rows), 4, *sizes, dtype)
+    g = f
+    if count > 1:
+      g = jax.shard_map(
+        f, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+      )
+    with jax.set_mesh(mesh):
+      yield f'mesh of {count}', jax.jit(g).lower(*args)
 
 
 def main():
-  (device,) = h100.devices()
-  where = jax.sharding.SingleDeviceSharding(device)
   found = {}
-  for name, case in CASES.items():
-    program = compiled(where, *case)
+  for name, lowered in programs():
+    program = lowered.compile()
     found[name] = {
       'calls': program.as_text().count('custom_call_target="__cudnn$fmha'),
       'temporary_bytes': program.memory_analysis().temp_size_in_bytes,

@@ -25,7 +25,7 @@ def test_it_calls_the_library_for_what_that_takes():
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found.pop('f32')['calls'] == 0
-  assert set(found) == {'grouped', 'window', 'values are smaller'}
+  assert len(found) == 5 and {'mesh of 1', 'mesh of 4'} <= set(found)
   for name, case in found.items():
     # Forward; and again for the gradient, with its own.
     assert case['calls'] >= 2, name
