@@ -47,6 +47,14 @@ def required():
     'kept_groups': 2,
     'heads': 4,
     'kv_heads': 2,
+    'latent_dim': 8,
+    'nope_dim': 6,
+    'rope_dim': 4,
+    'value_dim': 5,
+    'head_dim': 4,
+    'block_tokens': 4,  # all three blocks of the suite's rows are picked
+    'shared': 4,
+    'router': router(),
     'capacity_factor': float(NUM_EXPERTS),  # room for every choice
     'score': routers.scores.Linear(num_experts=NUM_EXPERTS),
     'select': routers.select.top_k,
@@ -96,6 +104,7 @@ SLOTS = {
   'block': exported(blocks),
   'chosen_dispatch': [m for m in exported(dispatch) if Chosen in m.accepts],
   'expert': exported(experts),
+  'gate': exported(mixers.gates),
   'loss': exported(losses),
   'mixer': exported(mixers),
   'pairs_dispatch': [m for m in exported(dispatch) if Pairs in m.accepts],

@@ -1,0 +1,59 @@
+"""The core that softmax mixers share: what a token sees, and the softmax."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from moejax.mixers.cache import Places
+from moejax.nn import attend
+from moejax.types import Context
+from pallas_kernels.attention.api import attention
+from pallas_kernels.attention.masked import visible
+
+
+class Core(nn.Module):
+  """Softmax over the tokens that a token sees; no parameters.
+
+  These are itself and those before it in its document, within the window.
+
+  Attributes:
+    window: tokens seen, None for all of the document.
+    scale: of the logits, None for K^-1/2.
+  """
+
+  window: int | None = None
+  scale: float | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    ctx: Context,
+    places: Places | None = None,
+  ) -> jax.Array:
+    """[B, T, H, V].
+
+    Args:
+      q_BTHK: queries of the tokens of the call.
+      k_BSGK: keys; G divides H.
+      v_BSGV: values.
+      ctx: of the call.
+      places: where keys and values stand; None for the tokens of the call.
+    """
+    k, v = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
+    own = ctx.positions_BT, ctx.segments_BT
+    if places is None:
+      return attention(q_BTHK, k, v, *own, window=self.window, scale=self.scale)
+    others = places.positions_BS, places.segments_BS
+    mask = visible(*own, *others, window=self.window)
+    return attend(q_BTHK, k, v, mask, scale=self.scale)
+
+
+def mean_seen(length: int, window: int | None = None) -> float:
+  """Tokens that a token of a sequence sees on average; itself counts half."""
+  window = min(length, window or length)
+  # The first tokens of a sequence see less than the window.
+  return window * (1 - window / (2 * length))
