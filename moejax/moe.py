@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from moejax.types import Chosen, Context, Padded, Pairs
+from moejax import stats
+from moejax.types import Context, Padded
 
 
 class Dense(nn.Module):
@@ -34,8 +34,7 @@ class Dense(nn.Module):
 class Moe(nn.Module):
   """router -> dispatch(experts), plus shared experts.
 
-  Sows, raw: `losses/<name>` for each balance term, and `stats/counts` [E],
-  `stats/entropy` (nats, of the router's softmax) and `dropped_frac`.
+  Sows what `stats.sow_routing` says, and `stats/dropped_frac`.
 
   Attributes:
     router: `(x_ND, ctx) -> Assignment`.
@@ -57,9 +56,7 @@ class Moe(nn.Module):
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     assignment = self.router(x_ND, ctx)
     self._check(assignment)
-    for name, term in (self.balance or {}).items():
-      self.sow('losses', name, term(assignment, ctx))
-    self._sow_stats(assignment, ctx)
+    stats.sow_routing(self, assignment, ctx, self.balance)
     y_BTD = self.dispatch(assignment, x_ND, self.experts).reshape(x_BTD.shape)
     if self.shared is not None:
       y_BTD = y_BTD + self.shared(x_BTD, ctx)
@@ -74,17 +71,6 @@ class Moe(nn.Module):
         f'{type(self.dispatch).__name__} takes {wanted}; choose a dispatch '
         'that accepts it.'
       )
-
-  def _sow_stats(self, assignment, ctx):
-    if not isinstance(assignment, Chosen | Pairs):
-      return
-    log_prob = jax.nn.log_softmax(assignment.logits_NE)
-    entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)
-    valid = jnp.maximum(ctx.valid_N.sum(), 1)
-    self.sow('stats', 'counts', assignment.counts_E())
-    self.sow(
-      'stats', 'entropy', jnp.where(ctx.valid_N, entropy_N, 0).sum() / valid
-    )
 
   def active_fracs(self) -> dict[str, float]:
     """Share of the parameters under a path that one token uses."""

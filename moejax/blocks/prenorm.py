@@ -36,10 +36,17 @@ class PreNorm(nn.Module):
 
   def active_fracs(self) -> dict[str, float]:
     """Share of the parameters under a path that one token uses."""
-    inner = getattr(self.ffn, 'active_fracs', dict)()
-    return {f'ffn/{path}': frac for path, frac in inner.items()}
+    return {
+      f'{name}/{path}': frac
+      for name in ('mixer', 'ffn')
+      for path, frac in _active_fracs(getattr(self, name)).items()
+    }
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""
     ffn = 0 if self.ffn is None else self.ffn.flops(width)
     return self.mixer.flops(width, length) + ffn
+
+
+def _active_fracs(part):
+  return getattr(part, 'active_fracs', dict)()

@@ -1,15 +1,20 @@
 """Mixers: `(x_BTD, ctx, state or None) -> (y_BTD, state)`."""
 
-from moejax.mixers import decays, gates, rules
+from moejax.mixers import decays, gates, rules, writes
 from moejax.mixers.attention import Attention
+from moejax.mixers.attention_experts import AttentionExperts
+from moejax.mixers.latent import Latent
 from moejax.mixers.linear import LinearAttention
 from moejax.mixers.state_space import StateSpace
 
 __all__ = [
   'Attention',
+  'AttentionExperts',
+  'Latent',
   'LinearAttention',
   'StateSpace',
   'decays',
   'gates',
   'rules',
+  'writes',
 ]

@@ -1,15 +1,13 @@
-"""Gates of a linear mixer: what is written, and what comes out."""
+"""Logits of gates: x W, or x U W through few numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.nn import Projection, activations
+from moejax.nn import Projection
 
 AXES = ('heads', 'kv')
 
@@ -36,44 +34,3 @@ def logits_flops(
   if rank is None:
     return 2 * width * math.prod(shape)
   return 2 * rank * (width + math.prod(shape))
-
-
-class Write(nn.Module):
-  """maximum * sigmoid(x W): the write strength beta, f32 [B, T, *shape].
-
-  Source: 2406.06484 sec. 2.2. With maximum 2, what is written can overshoot:
-  the state's transition has negative eigenvalues, 2411.12537.
-
-  Attributes:
-    maximum: 1 or 2.
-  """
-
-  maximum: float = 1.0
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return self.maximum * jax.nn.sigmoid(logits(x_BTD, shape))
-
-  def flops(self, width: int, shape: tuple[int, ...]) -> float:
-    """Forward FLOPs per token."""
-    return logits_flops(width, shape)
-
-
-class Output(nn.Module):
-  """activation(x W) or activation(x U W), f32 [B, T, *shape].
-
-  Attributes:
-    activation: sigmoid or silu.
-    rank: of U W; None for one matrix.
-  """
-
-  activation: Callable = activations.sigmoid
-  rank: int | None = None
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return self.activation(logits(x_BTD, shape, self.rank))
-
-  def flops(self, width: int, shape: tuple[int, ...]) -> float:
-    """Forward FLOPs per token."""
-    return logits_flops(width, shape, self.rank)

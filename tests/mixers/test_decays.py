@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.mixers import decays, gates
+from moejax.mixers import decays, writes
 
 B, T, D, G, K = 2, 3, 6, 4, 5
 
@@ -74,7 +74,7 @@ def test_no_input_makes_a_decay_that_grows_or_is_not_finite(module):
 
 @pytest.mark.parametrize('maximum', [1.0, 2.0])
 def test_write_strength(maximum):
-  p, x, got = made(gates.Write(maximum=maximum), (G,))
+  p, x, got = made(writes.Sigmoid(maximum=maximum), (G,))
   check(got, maximum / (1 + np.exp(-logits(p, x))))
 
 
@@ -91,6 +91,7 @@ def test_steps_start_log_uniform_and_rates_uniform():
 
 @pytest.mark.parametrize('rank', [None, 2])
 def test_flops_are_two_for_each_weight(rank):
-  module = gates.Output(rank=rank)
+  module = decays.Softplus(rank=rank)
   p, _, _ = made(module, (G, K))
-  assert module.flops(D, (G, K)) == 2 * sum(a.size for a in jax.tree.leaves(p))
+  weights = sum(a['kernel'].size for a in p.values() if isinstance(a, dict))
+  assert module.flops(D, (G, K)) == 2 * weights

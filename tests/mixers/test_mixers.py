@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.mixers import LinearAttention, StateSpace, decays, gates, rules
+from moejax.mixers import (
+  LinearAttention,
+  StateSpace,
+  decays,
+  gates,
+  rules,
+  writes,
+)
 from moejax.nn import activations
 from moejax.types import Context
 
@@ -20,28 +27,28 @@ KINDS = {
     H,
     rules.kda,
     decays.Softplus(rank=3),
-    gates.Write(),
-    gates.Output(rank=3),
+    writes.Sigmoid(),
+    gates.Elementwise(rank=3),
     norm_epsilon=1e-5,
   ),
   'safe kda': LinearAttention(
-    H, rules.kda, decays.Bounded(), gates.Write(maximum=2.0), value_heads=4
+    H, rules.kda, decays.Bounded(), writes.Sigmoid(maximum=2.0), value_heads=4
   ),
   'gated delta': LinearAttention(
     H,
     rules.gated_delta,
     decays.Softplus(),
-    gates.Write(),
-    gates.Output(activation=activations.silu),
+    writes.Sigmoid(),
+    gates.Elementwise(activation=activations.silu),
     value_heads=4,
     value_dim=5,
   ),
-  'delta': LinearAttention(H, rules.delta, None, gates.Write()),
+  'delta': LinearAttention(H, rules.delta, None, writes.Sigmoid()),
   'gla': LinearAttention(
     H,
     rules.gla,
     decays.LogSigmoid(rank=3),
-    gate=gates.Output(activation=activations.silu),
+    gate=gates.Elementwise(activation=activations.silu),
     head_dim=4,
     value_dim=6,
     **PLAIN,
@@ -53,7 +60,7 @@ KINDS = {
     H,
     rules.lightning,
     decays.Lightning(depth=0.5),
-    gate=gates.Output(),
+    gate=gates.Elementwise(),
     conv_size=None,
     qk_norm=False,
     scale=1.0,
