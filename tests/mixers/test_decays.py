@@ -14,8 +14,13 @@ B, T, D, G, K = 2, 3, 6, 4, 5
 def made(module, shape, dtype=jnp.float32, scale=1.0):
   """(float64 parameters, float64 x, log decay)."""
   x = scale * jax.random.normal(jax.random.key(1), (B, T, D))
-  params = nn.unbox(module.init(jax.random.key(0), x, shape))
-  got = module.apply(params, x.astype(dtype), shape)
+
+  @jax.jit
+  def both(x):
+    params = nn.unbox(module.init(jax.random.key(0), x, shape))
+    return params, module.apply(params, x.astype(dtype), shape)
+
+  params, got = both(x)
   assert got.dtype == jnp.float32 and got.shape == (B, T, *shape)
   wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   return wide.get('params', {}), np.asarray(x, np.float64), got
