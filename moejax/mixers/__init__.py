@@ -3,6 +3,7 @@
 from moejax.mixers import decays, gates, rules, writes
 from moejax.mixers.attention import Attention
 from moejax.mixers.attention_experts import AttentionExperts
+from moejax.mixers.block_routed import BlockRouted
 from moejax.mixers.latent import Latent
 from moejax.mixers.linear import LinearAttention
 from moejax.mixers.state_space import StateSpace
@@ -10,6 +11,7 @@ from moejax.mixers.state_space import StateSpace
 __all__ = [
   'Attention',
   'AttentionExperts',
+  'BlockRouted',
   'Latent',
   'LinearAttention',
   'StateSpace',

@@ -65,11 +65,14 @@ class Attention(nn.Module):
     if state is not None:
       state, places = state.extend((k, v), ctx, self.window)
       k, v = places.kept
-    y = Core(self.window, name='core')(q, k, v, ctx, places)
+    y = self._core()(q, k, v, ctx, places)
     if self.gate is not None:
       y = self.gate(y, x_BTD, ctx)
     out_axes = ('heads', 'kv', 'embed')
     return Projection((x_BTD.shape[-1],), out_axes, name='out')(y), state
+
+  def _core(self):
+    return Core(self.window, name='core')
 
   def _rotate(self, x, ctx):
     turned, rest = jnp.split(x, [round(x.shape[-1] * self.rope_frac)], -1)
@@ -106,6 +109,8 @@ class Attention(nn.Module):
     """Forward FLOPs per token in sequences of `length`, seen keys only."""
     size = self._size(width)
     projections = 2 * width * size * (2 * self.heads + 2 * self.kv_heads)
-    seen = mean_seen(length, self.window)
     gate = self.gate.flops(width, self.heads, size) if self.gate else 0
-    return projections + 4 * size * self.heads * seen + gate
+    return projections + self._core_flops(size, length) + gate
+
+  def _core_flops(self, size: int, length: int) -> float:
+    return 4 * size * self.heads * mean_seen(length, self.window)

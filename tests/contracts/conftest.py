@@ -52,6 +52,7 @@ def required():
     'rope_dim': 4,
     'value_dim': 5,
     'head_dim': 4,
+    'block_tokens': 4,  # all three blocks of the suite's rows are picked
     'shared': 4,
     'router': router(),
     'capacity_factor': float(NUM_EXPERTS),  # room for every choice
