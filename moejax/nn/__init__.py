@@ -2,7 +2,7 @@
 
 from moejax.nn import activations
 from moejax.nn.attend import attend
-from moejax.nn.norm import RmsNorm
+from moejax.nn.norm import RmsNorm, rms_norm
 from moejax.nn.projection import Projection, expert_matrix, matrix_init
 from moejax.nn.rope import rotate
 
@@ -13,5 +13,6 @@ __all__ = [
   'attend',
   'expert_matrix',
   'matrix_init',
+  'rms_norm',
   'rotate',
 ]
