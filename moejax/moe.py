@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.types import Chosen, Context, Padded, Pairs
+from moejax.types import Assignment, Chosen, Context, Padded, Pairs
 
 
 class Dense(nn.Module):
@@ -57,9 +57,7 @@ class Moe(nn.Module):
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     assignment = self.router(x_ND, ctx)
     self._check(assignment)
-    for name, term in (self.balance or {}).items():
-      self.sow('losses', name, term(assignment, ctx))
-    self._sow_stats(assignment, ctx)
+    observe(self, assignment, ctx, self.balance)
     y_BTD = self.dispatch(assignment, x_ND, self.experts).reshape(x_BTD.shape)
     if self.shared is not None:
       y_BTD = y_BTD + self.shared(x_BTD, ctx)
@@ -75,17 +73,6 @@ class Moe(nn.Module):
         'that accepts it.'
       )
 
-  def _sow_stats(self, assignment, ctx):
-    if not isinstance(assignment, Chosen | Pairs):
-      return
-    log_prob = jax.nn.log_softmax(assignment.logits_NE)
-    entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)
-    valid = jnp.maximum(ctx.valid_N.sum(), 1)
-    self.sow('stats', 'counts', assignment.counts_E())
-    self.sow(
-      'stats', 'entropy', jnp.where(ctx.valid_N, entropy_N, 0).sum() / valid
-    )
-
   def active_fracs(self) -> dict[str, float]:
     """Share of the parameters under a path that one token uses."""
     return {'experts': self.router.k / self.experts.num_experts}
@@ -95,3 +82,30 @@ class Moe(nn.Module):
     shared = 0 if self.shared is None else self.shared.flops(width)
     routed = self.router.k * self.experts.flops(width)
     return self.router.flops(width) + routed + shared
+
+
+def observe(
+  module: nn.Module,
+  assignment: Assignment,
+  ctx: Context,
+  balance: Mapping[str, Callable] | None,
+) -> None:
+  """Sows what a router chose, as a part of `module`.
+
+  Args:
+    module: the module that routes; its sown names end in these.
+    assignment: what its router made.
+    ctx: the context of the call.
+    balance: balance terms by name, `(assignment, ctx) -> scalar`.
+  """
+  for name, term in (balance or {}).items():
+    module.sow('losses', name, term(assignment, ctx))
+  if not isinstance(assignment, Chosen | Pairs):
+    return
+  log_prob = jax.nn.log_softmax(assignment.logits_NE)
+  entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)
+  valid = jnp.maximum(ctx.valid_N.sum(), 1)
+  module.sow('stats', 'counts', assignment.counts_E())
+  module.sow(
+    'stats', 'entropy', jnp.where(ctx.valid_N, entropy_N, 0).sum() / valid
+  )

@@ -36,8 +36,13 @@ class PreNorm(nn.Module):
 
   def active_fracs(self) -> dict[str, float]:
     """Share of the parameters under a path that one token uses."""
-    inner = getattr(self.ffn, 'active_fracs', dict)()
-    return {f'ffn/{path}': frac for path, frac in inner.items()}
+    return {
+      f'{part}/{path}': frac
+      for part in ('mixer', 'ffn')
+      for path, frac in getattr(
+        getattr(self, part), 'active_fracs', dict
+      )().items()
+    }
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""

@@ -52,6 +52,7 @@ def required():
     'select': routers.select.top_k,
     'weigh': routers.weigh.softmax,
     'inner': router(),
+    'router': router(),
     'rule': mixers.rules.kda,
     'decay': mixers.decays.Softplus(rank=3),
     'write': mixers.gates.Write(),
