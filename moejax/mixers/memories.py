@@ -63,6 +63,7 @@ class MixtureOfMemories(nn.Module):
     value_dim: V, of values; None for K.
     shared: whether there is a memory that every token uses.
     conv_size: W, tokens that a convolution sees.
+    norm_epsilon: of the output's norm.
     balance: balance terms by name, `(assignment, ctx) -> scalar`.
   """
 
@@ -72,6 +73,7 @@ class MixtureOfMemories(nn.Module):
   value_dim: int | None = None
   shared: bool = True
   conv_size: int = 4
+  norm_epsilon: float = 1e-6
   balance: Mapping[str, Callable] | None = None
 
   causal = True
@@ -95,7 +97,8 @@ class MixtureOfMemories(nn.Module):
     y_NX = combine(y_RX, weights_NK, choices.plan)
     y_BTHV = y_NX.reshape(*x_BTD.shape[:2], self.heads, value)
     gate = Projection((self.heads, value), axes, name='gate')(x_BTD)
-    y_BTHV = RmsNorm('kv', name='norm')(y_BTHV) * activations.silu(gate)
+    y_BTHV = RmsNorm('kv', self.norm_epsilon, name='norm')(y_BTHV)
+    y_BTHV = y_BTHV * activations.silu(gate)
     axes = ('heads', 'kv', 'embed')
     return Projection((x_BTD.shape[-1],), axes, name='out')(y_BTHV), state
 
