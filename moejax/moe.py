@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from moejax.types import Assignment, Chosen, Context, Padded, Pairs
+from moejax import stats
+from moejax.types import Context, Padded
 
 
 class Dense(nn.Module):
@@ -34,8 +34,7 @@ class Dense(nn.Module):
 class Moe(nn.Module):
   """router -> dispatch(experts), plus shared experts.
 
-  Sows, raw: `losses/<name>` for each balance term, and `stats/counts` [E],
-  `stats/entropy` (nats, of the router's softmax) and `dropped_frac`.
+  Sows what `stats.sow_routing` says, and `stats/dropped_frac`.
 
   Attributes:
     router: `(x_ND, ctx) -> Assignment`.
@@ -57,7 +56,7 @@ class Moe(nn.Module):
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     assignment = self.router(x_ND, ctx)
     self._check(assignment)
-    observe(self, assignment, ctx, self.balance)
+    stats.sow_routing(self, assignment, ctx, self.balance)
     y_BTD = self.dispatch(assignment, x_ND, self.experts).reshape(x_BTD.shape)
     if self.shared is not None:
       y_BTD = y_BTD + self.shared(x_BTD, ctx)
@@ -82,30 +81,3 @@ class Moe(nn.Module):
     shared = 0 if self.shared is None else self.shared.flops(width)
     routed = self.router.k * self.experts.flops(width)
     return self.router.flops(width) + routed + shared
-
-
-def observe(
-  module: nn.Module,
-  assignment: Assignment,
-  ctx: Context,
-  balance: Mapping[str, Callable] | None,
-) -> None:
-  """Sows what a router chose, as a part of `module`.
-
-  Args:
-    module: the module that routes; its sown names end in these.
-    assignment: what its router made.
-    ctx: the context of the call.
-    balance: balance terms by name, `(assignment, ctx) -> scalar`.
-  """
-  for name, term in (balance or {}).items():
-    module.sow('losses', name, term(assignment, ctx))
-  if not isinstance(assignment, Chosen | Pairs):
-    return
-  log_prob = jax.nn.log_softmax(assignment.logits_NE)
-  entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)
-  valid = jnp.maximum(ctx.valid_N.sum(), 1)
-  module.sow('stats', 'counts', assignment.counts_E())
-  module.sow(
-    'stats', 'entropy', jnp.where(ctx.valid_N, entropy_N, 0).sum() / valid
-  )

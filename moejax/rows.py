@@ -132,6 +132,21 @@ class Routed:
       return done.y_ND
     return combine(done.rows_RD, self.weights_NK, self._plan())
 
+  def spread(self, done: Ragged) -> jax.Array:
+    """[N, K, D]: what each of a token's experts made of it; 0 of no expert."""
+    pairs = self._pairs(None)
+    return pairs.combine(done).reshape(*self.ids_NK.shape, done.width)
+
+  def gathered(self, y_NKD: jax.Array) -> Ragged:
+    """Rows in expert order, where a token has one for each of its experts."""
+    return self._pairs(y_NKD.reshape(-1, y_NKD.shape[-1])).sorted()
+
+  def _pairs(self, y_RD):
+    """Each pair as a token with one expert; the order of rows is the same."""
+    ids_R1 = self.ids_NK.reshape(-1, 1)
+    ones_R1 = jnp.ones(ids_R1.shape, jnp.float32)
+    return Routed(y_RD, ids_R1, ones_R1, self.num_experts)
+
   def _plan(self):
     return permutation(self.ids_NK, self.num_experts)
 

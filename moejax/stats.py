@@ -1,16 +1,46 @@
-"""Sown values: gathered by name, in the order of the layers."""
+"""Values that layers sow, and how they are gathered.
+
+They are gathered by name, in the order of the layers.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax.types import Assignment, Chosen, Context, Pairs
+
 # Groups of layers in the order in which a token meets them.
 ORDER = ('before', 'layers', 'after')
+
+
+def sow_routing(
+  module: nn.Module,
+  assignment: Assignment,
+  ctx: Context,
+  balance: Mapping[str, Callable] | None,
+  prefix: str = '',
+) -> None:
+  """Sows what a router chose: its balance terms and its health, raw.
+
+  These are `losses/<name>` for each term, and `stats/<prefix>counts` [E] and
+  `stats/<prefix>entropy` (nats, of the router's softmax).
+  """
+  for name, term in (balance or {}).items():
+    module.sow('losses', name, term(assignment, ctx))
+  if not isinstance(assignment, Chosen | Pairs):
+    return
+  log_prob = jax.nn.log_softmax(assignment.logits_NE)
+  entropy_N = -(jnp.exp(log_prob) * log_prob).sum(-1)
+  valid = jnp.maximum(ctx.valid_N.sum(), 1)
+  entropy = jnp.where(ctx.valid_N, entropy_N, 0).sum() / valid
+  module.sow('stats', f'{prefix}counts', assignment.counts_E())
+  module.sow('stats', f'{prefix}entropy', entropy)
 
 
 def by_name(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -38,7 +68,7 @@ def merge(total, part, share):
   """Adds a micro-batch: counts as they are, means by its share of tokens."""
   return {
     name: jax.tree.map(
-      lambda a, b, name=name: a + (b if name == 'counts' else share * b),
+      lambda a, b, name=name: a + (b if _are_counts(name) else share * b),
       total[name],
       part[name],
     )
@@ -50,16 +80,22 @@ def summarise(layers: Mapping[str, list[list[jax.Array]]]) -> dict[str, Any]:
   """Router health, f32 [L] each, in the order of the layers.
 
   `moe/load_max_over_mean` (1 is balanced), `moe/dead_experts` (picked by no
-  token), `moe/entropy` (nats) and `moe/dropped_frac`.
+  token), `moe/entropy` (nats) and `moe/dropped_frac`; the same with a prefix
+  for routers that are not a feed-forward's.
   """
   summary = {}
   for name, groups in layers.items():
-    if name == 'counts':
-      summary['moe/load_max_over_mean'] = _each(_peak, groups)
-      summary['moe/dead_experts'] = _each(_dead, groups)
+    if _are_counts(name):
+      prefix = f'moe/{name.removesuffix("counts")}'
+      summary[f'{prefix}load_max_over_mean'] = _each(_peak, groups)
+      summary[f'{prefix}dead_experts'] = _each(_dead, groups)
     else:
       summary[f'moe/{name}'] = _each(lambda value: value, groups)
   return summary
+
+
+def _are_counts(name):
+  return name.endswith('counts')
 
 
 def _peak(counts_LE):

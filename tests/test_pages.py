@@ -37,12 +37,12 @@ def _write(path, text):
 def contributed(monkeypatch):
   """The example members, in the rooms where the page puts them."""
   score, mixer, recipe = _blocks(CONTRIBUTING, 'python')
-  for module, text in ((scores, score), (mixers.attention, mixer)):
+  for module, text in ((scores, score), (mixers.latent, mixer)):
     names = {**vars(module)}
     exec(compile(text, 'CONTRIBUTING.md', 'exec'), names)
     new = set(names) - set(vars(module))
     for name in new:
-      home = mixers if module is mixers.attention else module
+      home = mixers if module is mixers.latent else module
       monkeypatch.setattr(home, name, names[name], raising=False)
   return recipe
 

@@ -24,8 +24,9 @@ def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
     ctx: tokens, int32 [B, T].
 
   Returns:
-    ids_NK int32 of each routed layer, in the order of the layers; the number
-    of experts stands for "no expert", as at padding.
+    ids_NK int32 of each router, in the order of the layers, a mixer's after
+    its block's feed-forward; the number of experts stands for "no expert", as
+    at padding.
   """
 
   def observe(call, args, kwargs, method):

@@ -37,14 +37,16 @@ class PreNorm(nn.Module):
   def active_fracs(self) -> dict[str, float]:
     """Share of the parameters under a path that one token uses."""
     return {
-      f'{part}/{path}': frac
-      for part in ('mixer', 'ffn')
-      for path, frac in getattr(
-        getattr(self, part), 'active_fracs', dict
-      )().items()
+      f'{name}/{path}': frac
+      for name in ('mixer', 'ffn')
+      for path, frac in _active_fracs(getattr(self, name)).items()
     }
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""
     ffn = 0 if self.ffn is None else self.ffn.flops(width)
     return self.mixer.flops(width, length) + ffn
+
+
+def _active_fracs(part):
+  return getattr(part, 'active_fracs', dict)()

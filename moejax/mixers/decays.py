@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.mixers.gates import AXES, logits, logits_flops
+from moejax.mixers.low_rank import AXES, logits, logits_flops
+
+__all__ = ['Bounded', 'Lightning', 'LogSigmoid', 'Retention', 'Softplus']
 
 
 def log_uniform(low: float, high: float):

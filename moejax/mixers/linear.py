@@ -35,7 +35,7 @@ class Memory:
 class LinearAttention(nn.Module):
   """Queries read a matrix per head that keys and values update by a rule.
 
-  y = norm(rule(q, k, v, decay(x), write(x))) * gate(x), projected. Queries,
+  y = gate(norm(rule(q, k, v, decay(x), write(x))), x), projected. Queries,
   keys and values are projections through a short convolution; queries and
   keys are scaled to length 1, queries then by `scale`. Nothing crosses
   documents, and padding leaves the state alone.
@@ -48,8 +48,8 @@ class LinearAttention(nn.Module):
     rule: one of `mixers.rules`.
     decay: `(x_BTD, shape) -> log decay`, from `mixers.decays`; None for a
       rule without one.
-    write: `(x_BTD, shape) -> beta`, from `mixers.gates`; None likewise.
-    gate: `(x_BTD, shape) -> factor` of the normalised output; None for none.
+    write: `(x_BTD, shape) -> beta`, from `mixers.writes`; None likewise.
+    gate: of the normalised output, one of `mixers.gates`; None for none.
     value_heads: G, a multiple of H; None for H.
     head_dim: K, of queries and keys; None for width / H.
     value_dim: V, of values; None for K.
@@ -95,8 +95,7 @@ class LinearAttention(nn.Module):
     )
     y_BTGV = self._norm(y_BTGV)
     if self.gate is not None:
-      gate = self.gate(x_BTD, y_BTGV.shape[2:])
-      y_BTGV = (y_BTGV * gate).astype(x_BTD.dtype)
+      y_BTGV = self.gate(y_BTGV, x_BTD, ctx)
     axes = ('heads', 'kv', 'embed')
     y_BTD = Projection((x_BTD.shape[-1],), axes, name='out')(y_BTGV)
     return y_BTD, None if state is None else Memory(matrix, recent)
@@ -160,17 +159,20 @@ class LinearAttention(nn.Module):
         f'heads={self.heads} does not divide width={width}; choose a divisor '
         'or set head_dim.'
       )
-    self._check('decay', self.rule.decay, 'one of mixers.decays')
-    self._check('write', self.rule.beta, 'mixers.gates.Write')
+    self._check('decay', self.rule.decay)
+    self._check('write', self.rule.beta)
     key = self.head_dim or width // self.heads
     return self.heads, groups, key, self.value_dim or key
 
-  def _check(self, part, reads, choice):
+  def _check(self, part, reads):
     if bool(reads) != (getattr(self, part) is not None):
-      name, given = self.rule.__name__, type(getattr(self, part)).__name__
-      rule, fix = ('reads a', choice) if reads else ('has no', 'None')
+      given = type(getattr(self, part)).__name__
+      says, fix = ('has no', 'None')
+      if reads:
+        says, fix = ('reads a', f'one of mixers.{part}s')
       raise ValueError(
-        f'{part} is {given}, but rule {name} {rule} {part}; set it to {fix}.'
+        f'{part} is {given}, but rule {self.rule.__name__} {says} {part}; set '
+        f'it to {fix}.'
       )
 
   def init_state(self, batch, length, width, dtype) -> Memory:
@@ -191,14 +193,13 @@ class LinearAttention(nn.Module):
     heads, groups, key, value = self._sizes(width)
     channels = 2 * heads * key + groups * value
     matrices = 2 * width * (channels + groups * value)
-    parts = (
-      (self.decay, self._decay_shape(groups, key)),
-      (self.write, (groups,)),
-      (self.gate, (groups, value)),
-    )
-    matrices += sum(
-      part.flops(width, shape) for part, shape in parts if part is not None
-    )
+    if self.decay is not None:
+      shape = self._decay_shape(groups, key)
+      matrices += self.decay.flops(width, shape)
+    if self.write is not None:
+      matrices += self.write.flops(width, (groups,))
+    if self.gate is not None:
+      matrices += self.gate.flops(width, groups, value)
     convolutions = 2 * (self.conv_size or 0) * channels
     chunk = min(length, COUNTED_CHUNK)
     return (

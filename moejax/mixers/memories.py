@@ -9,13 +9,13 @@ import flax.struct as struct
 import jax
 import jax.numpy as jnp
 
+from moejax import stats
 from moejax.mixers.choices import Sequences, in_order
 from moejax.mixers.convolution import ShortConvolution
 from moejax.mixers.decays import log_uniform, step_bias
 from moejax.mixers.linear import COUNTED_CHUNK, silence, unit
 from moejax.mixers.rules import gated_delta
 from moejax.mixers.rules.rule import Inputs, run
-from moejax.moe import observe
 from moejax.nn import Projection, RmsNorm, activations, matrix_init
 from moejax.rows import Ragged
 from moejax.types import Chosen, Context
@@ -54,7 +54,7 @@ class MixtureOfMemories(nn.Module):
   decoding; the public code lets them run on from one memory and row into the
   next while training. No memory has a capacity.
 
-  Sows what `moe.Moe` does: the balance terms, counts and entropy.
+  Sows what `stats.sow_routing` says, with prefix `mixer_`.
 
   Attributes:
     router: `(x_ND, ctx) -> Chosen`; its experts are the memories.
@@ -85,7 +85,7 @@ class MixtureOfMemories(nn.Module):
     key, value = self._sizes(x_BTD.shape[-1])
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     chosen = self.router(x_ND, ctx)
-    observe(self, chosen, ctx, self.balance)
+    stats.sow_routing(self, chosen, ctx, self.balance, prefix='mixer_')
     ids_NK, weights_NK, memories = self._with_shared(chosen, ctx.valid_N)
     starts_BT = (ctx.positions_BT == 0) & (ctx.segments_BT > 0)
     choices = in_order(ids_NK, starts_BT, memories)

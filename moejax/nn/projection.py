@@ -47,12 +47,20 @@ class Projection(nn.Module):
     summed = len(self.axes) - len(self.features)
     shape = (*x.shape[-summed:], *self.features)
     init = matrix_init(self.axes, in_axes=tuple(range(summed)))
-    kernel = self.param('kernel', init, shape, jnp.float32).astype(x.dtype)
-    # As plain matrices: XLA:CPU takes half as long again for the gradient of
-    # a product with more axes.
-    batch, size = x.shape[: x.ndim - summed], math.prod(shape[:summed])
-    y = x.reshape(-1, size) @ kernel.reshape(size, -1)
-    return y.reshape(*batch, *self.features)
+    kernel = self.param('kernel', init, shape, jnp.float32)
+    return contract(x, kernel, summed)
+
+
+def contract(x: jax.Array, kernel: jax.Array, summed: int = 1) -> jax.Array:
+  """Sums over the last `summed` axes of x and the first of the kernel.
+
+  In the dtype of x.
+  """
+  # As plain matrices: XLA:CPU takes half as long again for the gradient of
+  # a product with more axes.
+  batch, size = x.shape[: x.ndim - summed], math.prod(kernel.shape[:summed])
+  y = x.reshape(-1, size) @ kernel.astype(x.dtype).reshape(size, -1)
+  return y.reshape(*batch, *kernel.shape[summed:])
 
 
 def expert_matrix(

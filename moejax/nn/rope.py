@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def rotate(
-  x_BTHD: jax.Array, positions_BT: jax.Array, theta: float
+  x_BTHD: jax.Array, positions_BT: jax.Array, theta: float | None
 ) -> jax.Array:
   """Rotates pairs (i, i + D/2) of each head by position * theta^(-2i/D).
 
@@ -16,8 +16,10 @@ def rotate(
   Args:
     x_BTHD: [B, T, H, D] with D even.
     positions_BT: int32.
-    theta: the base of the wavelengths.
+    theta: the base of the wavelengths; None leaves x as it is.
   """
+  if theta is None:
+    return x_BTHD
   half = x_BTHD.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions_BT[..., None, None].astype(jnp.float32) * frequency

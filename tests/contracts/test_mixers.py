@@ -131,6 +131,12 @@ def test_block_keeps_the_contract_of(check, block):
   check(AsMixer(block))
 
 
+@pytest.mark.parametrize('check', CHECKS, ids=lambda f: f.__name__)
+def test_gated_attention_keeps_the_contract_of(check, gate):
+  # As many heads as a router of the suite has experts, and four shared ones.
+  check(Attention(heads=12, kv_heads=2, head_dim=4, gate=gate))
+
+
 # Attention.
 
 

@@ -48,7 +48,7 @@ def module_and_params(kernel, bias):
 def test_it_sees_its_document_only():
   x, kernel, bias = draw()
   module, params = module_and_params(kernel, bias)
-  y, none = module.apply(params, x, context(SEGMENTS, POSITIONS))
+  y, none = jax.jit(module.apply)(params, x, context(SEGMENTS, POSITIONS))
   assert none is None
   real = SEGMENTS > 0
   want = naive(x, kernel, bias, SEGMENTS)
@@ -60,26 +60,20 @@ def test_pieces_of_any_size_with_padding_behind_them_give_the_whole():
   module, params = module_and_params(kernel, bias)
   want = naive(x, kernel, bias, np.ones((B, T)))
   recent = jnp.zeros((B, W - 1, H, K))
-  # Row 1 is one token behind row 0 after each piece but the last.
-  reads = [0, 0]
+  call = jax.jit(module.apply)
+  read = [0, 0]
   for sizes in ((4, 3), (0, 1), (2, 1), (1, 0), (2, 4)):
-    length = max(sizes)
-    piece = np.full((B, length, H, K), 1e3, np.float32)
-    place = np.arange(length)
-    segments = (place < np.array(sizes)[:, None]).astype(int)
-    positions = segments * (np.array(reads)[:, None] + place)
+    piece = np.full((B, 4, H, K), 1e3, np.float32)
+    segments = (np.arange(4) < np.array(sizes)[:, None]).astype(int)
+    positions = segments * (np.array(read)[:, None] + np.arange(4))
     for b, size in enumerate(sizes):
-      piece[b, :size] = x[b, reads[b] : reads[b] + size]
-    y, recent = module.apply(
-      params, piece, context(segments, positions), recent
-    )
+      piece[b, :size] = x[b, read[b] : read[b] + size]
+    y, recent = call(params, piece, context(segments, positions), recent)
     for b, size in enumerate(sizes):
-      own = slice(reads[b], reads[b] + size)
-      np.testing.assert_allclose(
-        y[b, :size], want[b, own], rtol=1e-5, atol=1e-6
-      )
-      reads[b] += size
-  assert reads == [T, T]
+      own = want[b, read[b] : read[b] + size]
+      np.testing.assert_allclose(y[b, :size], own, rtol=1e-5, atol=1e-6)
+      read[b] += size
+  assert read == [T, T]
 
 
 def test_the_gradient_equals_that_of_a_gather():
@@ -120,7 +114,7 @@ def test_filters_start_uniform_within_the_root_of_the_size():
   module = ShortConvolution(W, bias=True)
   x = jnp.zeros((1, 1, 40, 50))
   ctx = context(np.ones((1, 1)), np.zeros((1, 1)))
-  params = nn.unbox(module.init(jax.random.key(0), x, ctx))['params']
+  params = nn.unbox(jax.jit(module.init)(jax.random.key(0), x, ctx))['params']
   for value in params.values():
     assert float(jnp.abs(value).max()) <= 0.5
     np.testing.assert_allclose(value.std(), 0.5 / 3**0.5, rtol=0.03)

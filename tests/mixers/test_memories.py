@@ -192,7 +192,7 @@ def test_what_a_model_asks_of_it():
     )
   )[1]
   assert set(written['losses']) == {'load'}
-  assert set(written['stats']) == {'counts', 'entropy'}
+  assert set(written['stats']) == {'mixer_counts', 'mixer_entropy'}
   assert mixer.active_fracs()['key'] == (CHOSEN + 1) / (M + 1)
   # Matrices of all memories, of those of a token, and of no memory.
   size = {n: np.size(p) for n, p in params.items() if not isinstance(p, dict)}

@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.mixers import LinearAttention, StateSpace, decays, gates, rules
+from moejax import optim
+from moejax.mixers import (
+  LinearAttention,
+  StateSpace,
+  decays,
+  gates,
+  rules,
+  writes,
+)
 from moejax.nn import activations
 from moejax.types import Context
 
@@ -20,28 +28,28 @@ KINDS = {
     H,
     rules.kda,
     decays.Softplus(rank=3),
-    gates.Write(),
-    gates.Output(rank=3),
+    writes.Sigmoid(),
+    gates.Elementwise(rank=3),
     norm_epsilon=1e-5,
   ),
   'safe kda': LinearAttention(
-    H, rules.kda, decays.Bounded(), gates.Write(maximum=2.0), value_heads=4
+    H, rules.kda, decays.Bounded(), writes.Sigmoid(maximum=2.0), value_heads=4
   ),
   'gated delta': LinearAttention(
     H,
     rules.gated_delta,
     decays.Softplus(),
-    gates.Write(),
-    gates.Output(activation=activations.silu),
+    writes.Sigmoid(),
+    gates.Elementwise(activation=activations.silu),
     value_heads=4,
     value_dim=5,
   ),
-  'delta': LinearAttention(H, rules.delta, None, gates.Write()),
+  'delta': LinearAttention(H, rules.delta, None, writes.Sigmoid()),
   'gla': LinearAttention(
     H,
     rules.gla,
     decays.LogSigmoid(rank=3),
-    gate=gates.Output(activation=activations.silu),
+    gate=gates.Elementwise(activation=activations.silu),
     head_dim=4,
     value_dim=6,
     **PLAIN,
@@ -53,7 +61,7 @@ KINDS = {
     H,
     rules.lightning,
     decays.Lightning(depth=0.5),
-    gate=gates.Output(),
+    gate=gates.Elementwise(),
     conv_size=None,
     qk_norm=False,
     scale=1.0,
@@ -217,12 +225,9 @@ def relative(got, want):
   return np.sqrt(((got - want) ** 2).mean() / (want**2).mean())
 
 
-@pytest.fixture(params=KINDS)
-def module(request):
-  return KINDS[request.param]
-
-
-def test_documents_in_chunks_and_token_by_token_equal_a_loop(module):
+@pytest.mark.parametrize('name', KINDS)
+def test_documents_in_chunks_and_token_by_token_equal_a_loop(name):
+  module = KINDS[name]
   params, x = parameters(module), inputs()
   want = naive(module, params, x)
   real = SEGMENTS > 0
@@ -241,3 +246,124 @@ def test_documents_in_chunks_and_token_by_token_equal_a_loop(module):
     y, state = call(x[:, now], ctx, state)
     seen = real[:, t]
     assert relative(np.asarray(y)[seen, 0], want[seen, t]) < 1e-5
+
+
+@pytest.mark.parametrize('name', ['kda', 'state space'])
+def test_pieces_with_padding_behind_equal_the_whole(name):
+  module, x = KINDS[name], inputs(12)
+  params = parameters(module)
+
+  @jax.jit
+  def call(x, ctx, state):
+    return module.apply({'params': params}, x, ctx, state)
+
+  place = np.arange(12)[None].repeat(B, 0)
+  want, _ = call(x, context(np.ones((B, 12)), place), None)
+  state = module.init_state(B, 12, D, 'float32')
+  got, size = [], 5
+  for start in (0, 4, 8):  # 4 tokens and a place of padding
+    piece = jnp.pad(x[:, start : start + 4], ((0, 0), (0, 1), (0, 0)))
+    positions = start + place[:, :size]
+    ctx = context(np.arange(size) < np.full((B, 1), 4), positions)
+    y, state = call(piece, ctx, state)
+    got.append(y[:, :4])
+  assert relative(np.concatenate(got, 1), np.asarray(want)) < 1e-5
+
+
+def test_a_later_token_changes_no_bit_of_an_earlier_output():
+  module = KINDS['safe kda']
+  params, length, changed = parameters(module), 40, 21
+  ctx = context(np.ones((B, length)), np.arange(length)[None].repeat(B, 0))
+  # Large inputs: decays at both ends of their range.
+  x = 50 * inputs(length)
+
+  @jax.jit
+  def call(x):
+    return module.apply({'params': params}, x, ctx)[0]
+
+  before, after = call(x), call(x.at[:, changed].multiply(-3))
+  np.testing.assert_array_equal(before[:, :changed], after[:, :changed])
+  assert (before[:, changed] != after[:, changed]).any()
+
+
+def test_in_bfloat16_the_state_is_f32():
+  module, x = KINDS['kda'], inputs().astype(jnp.bfloat16)
+  params, ctx = parameters(module), context(SEGMENTS, POSITIONS)
+  state = module.init_state(B, T, D, 'bfloat16')
+  call = jax.jit(lambda x, s: module.apply({'params': params}, x, ctx, s))
+  y, after = call(x, state)
+  assert y.dtype == jnp.bfloat16
+  same = jax.tree.map(lambda a, b: a.dtype == b.dtype, state, after)
+  assert jax.tree.all(same) and after.state_BGKV.dtype == jnp.float32
+  real = SEGMENTS > 0
+  want = naive(module, params, x)[real]
+  # Gates read projections of 8 bits, and decays amplify what is rounded there.
+  assert relative(np.asarray(y, np.float64)[real], want) < 0.05
+
+
+def linear_weights(module):
+  """Entries of matrices and filters: what a token is multiplied with."""
+  leaves = jax.tree_util.tree_leaves_with_path(parameters(module))
+  return sum(a.size for path, a in leaves if path[-1].key == 'kernel')
+
+
+@pytest.mark.parametrize('length, chunk', [(1000, 64), (16, 16)])
+def test_flops_are_those_of_weights_and_chunks(length, chunk):
+  per_head = {
+    # (heads, key size, value size)
+    'kda': (2, 6, 6),
+    'gated delta': (4, 6, 5),
+    'gla': (2, 4, 6),
+    'state space': (4, 5, 6),
+  }
+  for name, (count, k, v) in per_head.items():
+    core = 4 * k * v + 2 * chunk * (k + v)
+    if name in ('kda', 'gated delta'):
+      core += 2 * k * v + 2 * chunk * k + 2 * chunk * (k + v) + chunk**2 / 3
+    weights = 2 * linear_weights(KINDS[name])
+    got = KINDS[name].flops(D, length)
+    np.testing.assert_allclose(got, weights + count * core, rtol=1e-12)
+
+
+def test_rates_and_biases_do_not_decay_and_filters_are_no_matrices():
+  for name in ('kda', 'state space'):
+    module, ctx = KINDS[name], context(np.ones((B, 1)), np.zeros((B, 1)))
+    made = jax.eval_shape(module.init, jax.random.key(0), inputs(1), ctx)
+    names = nn.get_partition_spec(made)['params']
+    names = jax.tree.map(tuple, names)
+    shapes = nn.unbox(made)['params']
+    names = jax.tree.map(
+      lambda shape, axes: axes + (None,) * (len(shape.shape) - len(axes)),
+      shapes,
+      names,
+    )
+    found = optim.parameters.collect(shapes, names)
+    for path, parameter in found.items():
+      assert parameter.is_vector != path.endswith('kernel'), path
+      wanted = 'adamw' if parameter.is_vector or 'conv' in path else 'muon'
+      assert optim.Muon().label(parameter) == wanted, path
+
+
+@pytest.mark.parametrize(
+  'module, message',
+  [
+    (LinearAttention(5, rules.delta, None, writes.Sigmoid()), 'heads=5 does'),
+    (
+      LinearAttention(2, rules.delta, None, writes.Sigmoid(), value_heads=3),
+      'value_heads=3 is no multiple of heads=2',
+    ),
+    (
+      LinearAttention(2, rules.kda, None, writes.Sigmoid()),
+      'rule kda reads a decay; set it to one of mixers.decays',
+    ),
+    (
+      LinearAttention(2, rules.retention, decays.Retention(), writes.Sigmoid()),
+      'write is Sigmoid, but rule retention has no write; set it to None',
+    ),
+    (StateSpace(5), 'heads=5 does not divide expand=2.0'),
+    (StateSpace(4, groups=3), 'groups=3 does not divide heads=4'),
+  ],
+)
+def test_sizes_and_parts_that_do_not_fit_are_refused(module, message):
+  with pytest.raises(ValueError, match=message):
+    module.init_state(1, 1, D, 'float32')
