@@ -107,7 +107,11 @@ def put_batch(
 
 
 def by_device(
-  f: Callable, args: Sequence[Any], axes: Sequence[tuple], outs: Any
+  f: Callable,
+  args: Sequence[Any],
+  axes: Sequence[tuple],
+  outs: Any,
+  least: int = 1,
 ) -> Any:
   """`f(axis, *args)`, called by every device for its own rows and tokens.
 
@@ -122,12 +126,13 @@ def by_device(
     args: trees of arrays, or None.
     axes: for each, TOKENS, ROWS or WHOLE: its first logical axes.
     outs: likewise for the results, a tree like `f`'s.
+    least: tokens that a device must have for time to be cut.
   """
   sizes = {}
   for arg, names in zip(args, axes, strict=True):
     for leaf in jax.tree.leaves(arg):
       sizes |= dict(zip(names, leaf.shape, strict=False))
-  auto, over = _cuts(sizes)
+  auto, over = _cuts(sizes, {'time': least})
   if not any(over.values()):
     return f(None, *args)
 
@@ -144,7 +149,7 @@ def by_device(
   return call(*args)
 
 
-def _cuts(sizes):
+def _cuts(sizes, least):
   """Mesh axes left to the compiler; those over which each size is cut."""
   mesh = jax.sharding.get_abstract_mesh()
   auto = {
@@ -157,19 +162,20 @@ def _cuts(sizes):
     (axes,) = nn.logical_to_mesh_axes((name,))
     axes = (axes,) if isinstance(axes, str) else axes or ()
     axes = tuple(a for a in axes if a in auto and mesh.shape[a] > 1)
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    if not axes or sizes.get(name, 1) % shards:
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    size = sizes.get(name, 1)
+    if not axes or size % parts or size // parts < least.get(name, 1):
       return None
     return axes if len(axes) > 1 else axes[0]
 
   return auto, {name: over(name) for name in TOKENS}
 
 
-def batch_shards(axes: Mapping[str, int], rules: Rules) -> int:
-  """Over how many devices the rows of a batch are spread."""
-  over = dict(rules).get('batch') or ()
+def shards(axes: Mapping[str, int], rules: Rules, name: str = 'batch') -> int:
+  """Into how many parts the mesh cuts a logical axis."""
+  over = dict(rules).get(name) or ()
   over = (over,) if isinstance(over, str) else over
-  return math.prod(axes.get(name, 1) for name in over)
+  return math.prod(axes.get(axis, 1) for axis in over)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
