@@ -74,8 +74,13 @@ def base() -> ConfigDict:
       max_skipped_steps=10,  # in a row, before the run stops
     )
   )
-  config.mesh = ConfigDict(dict(data=-1, expert=1))  # -1: what is left
-  config.rules = (('batch', ('data', 'expert')), ('expert', 'expert'))
+  # -1: what is left. The last axis has neighbours that are near each other.
+  config.mesh = ConfigDict(dict(data=-1, expert=1, context=1))
+  config.rules = (
+    ('batch', ('data', 'expert')),
+    ('time', 'context'),
+    ('expert', 'expert'),
+  )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
   config.evaluate = ConfigDict(dict(every_steps=None, batches=16))
   config.checkpoint = ConfigDict(dict(every_steps=None, keep=2))

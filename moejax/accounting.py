@@ -34,7 +34,9 @@ def parameter_rows(
   rows = []
   for (path, leaf), axis in zip(leaves, axes, strict=True):
     where = jax.tree_util.keystr(path, simple=True, separator='/')
-    frac = math.prod(f for p, f in fracs.items() if where.startswith(p + '/'))
+    frac = math.prod(
+      f for p, f in fracs.items() if f'{where}/'.startswith(f'{p}/')
+    )
     count = math.prod(leaf.shape)
     active = round(count * frac)
     rows.append(Parameter(where, axis, leaf.shape, leaf.dtype, count, active))

@@ -146,7 +146,8 @@ class Model(nn.Module):
     dtype = jnp.dtype(self.dtype)
     before, middle, after = state or (None, None, None)
     x_BTD = self.embedding.astype(dtype)[ctx.tokens_BT] * self.width**0.5
-    stream = Stream(nn.with_logical_constraint(x_BTD, ('batch', None, None)))
+    x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'time', None))
+    stream = Stream(x_BTD)
     if self.prefix:
       stream, before = self.before(stream, ctx, before)
     stream, middle = self.layers(stream, ctx, middle)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pallas_kernels import chips
 
 # Logical axis to mesh axis; an axis that is not here is replicated.
-RULES = (('batch', ('data', 'expert')), ('expert', 'expert'))
+RULES = (
+  ('batch', ('data', 'expert')),
+  ('time', 'context'),
+  ('expert', 'expert'),
+)
+# Logical axes of an array with tokens, of one with rows, of one with neither.
+TOKENS, ROWS, WHOLE = ('batch', 'time'), ('batch',), ()
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -85,8 +92,8 @@ def is_axes(node: Any) -> bool:
 
 
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
-  """Where [B, T] arrays live: rows over the axes of 'batch'."""
-  return shardings(('batch', None), mesh, rules)
+  """Where [B, T] arrays live: rows over 'batch', tokens over 'time'."""
+  return shardings(TOKENS, mesh, rules)
 
 
 def put_batch(
@@ -99,11 +106,76 @@ def put_batch(
   }
 
 
-def batch_shards(axes: Mapping[str, int], rules: Rules) -> int:
-  """Over how many devices the rows of a batch are spread."""
-  over = dict(rules).get('batch') or ()
+def by_device(
+  f: Callable,
+  args: Sequence[Any],
+  axes: Sequence[tuple],
+  outs: Any,
+  least: int = 1,
+) -> Any:
+  """`f(axis, *args)`, called by every device for its own rows and tokens.
+
+  `axis` is the mesh axis that cuts time, for `f` to hand on what later tokens
+  need; None if none does. Mesh and rules are those in force. What they do not
+  cut into equal parts stays whole, and without anything to cut, or without a
+  mesh, it is a plain call.
+
+  Args:
+    f: a function of local arrays. It must give the same on every device over
+      which a result is not cut.
+    args: trees of arrays, or None.
+    axes: for each, TOKENS, ROWS or WHOLE: its first logical axes.
+    outs: likewise for the results, a tree like `f`'s.
+    least: tokens that a device must have for time to be cut.
+  """
+  sizes = {}
+  for arg, names in zip(args, axes, strict=True):
+    for leaf in jax.tree.leaves(arg):
+      sizes |= dict(zip(names, leaf.shape, strict=False))
+  auto, over = _cuts(sizes, {'time': least})
+  if not any(over.values()):
+    return f(None, *args)
+
+  def spec(names):
+    return PartitionSpec(*(over[name] for name in names))
+
+  call = jax.shard_map(
+    functools.partial(f, over['time']),
+    in_specs=tuple(map(spec, axes)),
+    out_specs=jax.tree.map(spec, outs, is_leaf=is_axes),
+    axis_names=auto,
+    check_vma=False,
+  )
+  return call(*args)
+
+
+def _cuts(sizes, least):
+  """Mesh axes left to the compiler; those over which each size is cut."""
+  mesh = jax.sharding.get_abstract_mesh()
+  auto = {
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == AxisType.Auto
+  }
+
+  def over(name):
+    (axes,) = nn.logical_to_mesh_axes((name,))
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    axes = tuple(a for a in axes if a in auto and mesh.shape[a] > 1)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    size = sizes.get(name, 1)
+    if not axes or size % parts or size // parts < least.get(name, 1):
+      return None
+    return axes if len(axes) > 1 else axes[0]
+
+  return auto, {name: over(name) for name in TOKENS}
+
+
+def shards(axes: Mapping[str, int], rules: Rules, name: str = 'batch') -> int:
+  """Into how many parts the mesh cuts a logical axis."""
+  over = dict(rules).get(name) or ()
   over = (over,) if isinstance(over, str) else over
-  return math.prod(axes.get(name, 1) for name in over)
+  return math.prod(axes.get(axis, 1) for axis in over)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

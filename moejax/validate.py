@@ -30,6 +30,7 @@ def check(config: ConfigDict) -> None:
   fields.check(config)
   parts = Parts(config)
   check_batch(config, parts)
+  check_time(config, parts)
   check_terms(config, parts)
   check_learning_rate(parts)
   check_data(config, parts)
@@ -39,13 +40,29 @@ def check_batch(config: ConfigDict, parts: Parts) -> None:
   sizes = sharding.mesh_sizes(config.mesh, jax.device_count())
   for path, node in fields.nodes(config.model, 'config.model'):
     fields.check_moe(path, node, sizes)
-  shards = sharding.batch_shards(sizes, parts.rules)
+  shards = sharding.shards(sizes, parts.rules)
   unit = shards * config.train.accumulate
   if config.train.batch_size % unit:
     raise ValueError(
       f'config.train.batch_size={config.train.batch_size} is not divisible by '
       f'{unit} ({shards} shards of the batch x accumulate='
       f'{config.train.accumulate}); use a multiple of {unit}.'
+    )
+
+
+def check_time(config: ConfigDict, parts: Parts) -> None:
+  sizes = sharding.mesh_sizes(config.mesh, jax.device_count())
+  shards = sharding.shards(sizes, parts.rules, 'time')
+  if config.train.seq_len % shards:
+    raise ValueError(
+      f'config.train.seq_len={config.train.seq_len} is not divisible by the '
+      f'{shards} devices that share a sequence; use a multiple of {shards}.'
+    )
+  if jax.local_device_count() % shards:
+    raise ValueError(
+      f'{shards} devices share a sequence, but a process has '
+      f'{jax.local_device_count()}, and reads whole rows; use a divisor of '
+      f'that.'
     )
 
 

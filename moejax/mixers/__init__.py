@@ -6,6 +6,7 @@ from moejax.mixers.attention_experts import AttentionExperts
 from moejax.mixers.block_routed import BlockRouted
 from moejax.mixers.latent import Latent
 from moejax.mixers.linear import LinearAttention
+from moejax.mixers.memories import MixtureOfMemories
 from moejax.mixers.state_space import StateSpace
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
   'BlockRouted',
   'Latent',
   'LinearAttention',
+  'MixtureOfMemories',
   'StateSpace',
   'decays',
   'gates',

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.nn import activations
+from moejax.sharding import ROWS, TOKENS, WHOLE, by_device
 from moejax.types import Context
+from pallas_kernels.chunked.context import halo
 
 
 class ShortConvolution(nn.Module):
@@ -44,15 +46,20 @@ class ShortConvolution(nn.Module):
     x_BTC = x_BTHK.reshape(*x_BTHK.shape[:2], -1)
     kernel_WC = self._parameter('kernel', (self.size, *channels))
     bias_C = self._parameter('bias', channels)[0] if self.bias else None
+    shape = (x_BTC.shape[0], self.size - 1, x_BTC.shape[2])
     if recent is None:
-      x_BSC = jnp.pad(x_BTC, ((0, 0), (self.size - 1, 0), (0, 0)))
+      before = jnp.zeros(shape, x_BTC.dtype)
     else:
-      before = recent.reshape(*recent.shape[:2], -1).astype(x_BTC.dtype)
-      x_BSC = jnp.concatenate([before, x_BTC], 1)
-    y_BTC = convolve(
-      x_BSC, kernel_WC, bias_C, ctx.positions_BT, self.activation
+      before = recent.reshape(shape).astype(x_BTC.dtype)
+    y_BTC = by_device(
+      functools.partial(_own, self.activation),
+      (x_BTC, before, ctx.positions_BT, kernel_WC, bias_C),
+      (TOKENS, ROWS, TOKENS, WHOLE, WHOLE),
+      TOKENS,
+      least=self.size - 1,
     )
     if recent is not None:
+      x_BSC = jnp.concatenate([before, x_BTC], 1)
       kept = _last(x_BSC, ctx.segments_BT, self.size - 1)
       recent = kept.astype(recent.dtype).reshape(recent.shape)
     return y_BTC.reshape(x_BTHK.shape), recent
@@ -68,6 +75,15 @@ class ShortConvolution(nn.Module):
     init = nn.with_logical_partitioning(init, axes)
     value = self.param(name, init, shape, jnp.float32)
     return value.reshape(-1, shape[-2] * shape[-1])
+
+
+def _own(activation, axis, x_BTC, before, positions_BT, kernel_WC, bias_C):
+  """The convolution of a device's tokens."""
+  if axis is not None:
+    first = jax.lax.axis_index(axis) == 0
+    before = jnp.where(first, before, halo(x_BTC, before.shape[1], axis))
+  x_BSC = jnp.concatenate([before, x_BTC], 1)
+  return convolve(x_BSC, kernel_WC, bias_C, positions_BT, activation)
 
 
 def _last(x_BSC, segments_BT, count):

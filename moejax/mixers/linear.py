@@ -120,7 +120,7 @@ class LinearAttention(nn.Module):
     q, k = project('query', heads, key), project('key', heads, key)
     v = project('value', groups, value)
     scale = key**-0.5 if self.scale is None else self.scale
-    q, k = (_unit(q, scale), _unit(k, 1.0)) if self.qk_norm else (q * scale, k)
+    q, k = (unit(q, scale), unit(k, 1.0)) if self.qk_norm else (q * scale, k)
     if self.rope_theta is not None:
       q = rotate(q, ctx.positions_BT, self.rope_theta)
       k = rotate(k, ctx.positions_BT, self.rope_theta)
@@ -209,7 +209,7 @@ class LinearAttention(nn.Module):
     )
 
 
-def _unit(x_BTHK, scale):
+def unit(x_BTHK, scale):
   """x of length `scale`: x scale / sqrt(|x|^2 + 1e-6), in f32."""
   size = x_BTHK.shape[-1]
   # The mean square is the squared length over the size.

@@ -1,8 +1,9 @@
 """What an optimiser may know of a parameter: path, shape, logical axes.
 
 A parameter's axes fall into leading batch axes (`layers` of a scan, `expert`
-of a stack) and *sides*. A weight with two sides is a matrix, or a batch of
-them; `heads` next to `kv` is one side, because together they are one output.
+or `memory` of a stack) and *sides*. A weight with two sides is a matrix, or a
+batch of them; `heads` next to `kv` is one side, because together they are one
+output.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import math
 
 import jax
 
-BATCH_AXES = ('layers', 'expert')
+BATCH_AXES = ('layers', 'expert', 'memory')
 TABLE_AXES = ('vocab', 'slots')
 VECTOR_LEAVES = ('bias', 'scale')
 

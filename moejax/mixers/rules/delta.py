@@ -9,23 +9,18 @@ from moejax.mixers.rules.rule import (
   Chunked,
   Inputs,
   outer,
+  over_mesh,
   read,
   rule,
 )
+from pallas_kernels.chunked import context
 from pallas_kernels.chunked_delta.api import chunked_delta
 
 
 def _run(inputs, state, starts_BT):
-  return chunked_delta(
-    inputs.q_HK,
-    inputs.k_HK,
-    inputs.v_GV,
-    inputs.log_decay,
-    inputs.beta_G,
-    state_BGKV=state,
-    starts_BT=starts_BT,
-    scale=1.0,
-  )
+  x = inputs
+  inputs_BT = x.q_HK, x.k_HK, x.v_GV, x.log_decay, x.beta_G
+  return over_mesh(chunked_delta, context.delta, inputs_BT, state, starts_BT)
 
 
 def _flops(key_size, value_size, chunk):

@@ -9,25 +9,20 @@ from moejax.mixers.rules.rule import (
   Chunked,
   Inputs,
   outer,
+  over_mesh,
   read,
   rule,
 )
+from pallas_kernels.chunked import context
 from pallas_kernels.chunked_linear.api import chunked_linear
 
 
 def _run(inputs, state, starts_BT):
-  v_BTGV = inputs.v_GV
-  if inputs.beta_G is not None:
-    v_BTGV = (inputs.beta_G[..., None] * v_BTGV).astype(v_BTGV.dtype)
-  return chunked_linear(
-    inputs.q_HK,
-    inputs.k_HK,
-    v_BTGV,
-    inputs.log_decay,
-    state_BGKV=state,
-    starts_BT=starts_BT,
-    scale=1.0,
-  )
+  x, v_BTGV = inputs, inputs.v_GV
+  if x.beta_G is not None:
+    v_BTGV = (x.beta_G[..., None] * v_BTGV).astype(v_BTGV.dtype)
+  inputs_BT = x.q_HK, x.k_HK, v_BTGV, x.log_decay
+  return over_mesh(chunked_linear, context.linear, inputs_BT, state, starts_BT)
 
 
 def _flops(key_size, value_size, chunk):

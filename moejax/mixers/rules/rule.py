@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.struct as struct
 import jax
 import jax.numpy as jnp
+
+from moejax.sharding import ROWS, TOKENS, by_device
 
 CHANNEL, HEAD = 'channel', 'head'
 
@@ -88,6 +91,31 @@ def run(
   token = jax.tree.map(lambda a: a[:, 0], inputs.per_value_head())
   state_BGKV, y_BGV = rule(state_BGKV, token)
   return y_BGV[:, None].astype(inputs.v_GV.dtype), state_BGKV
+
+
+def over_mesh(
+  alone: Callable,
+  shared: Callable,
+  inputs_BT: tuple,
+  state_BGKV: jax.Array | None,
+  starts_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """A chunked operation over the mesh in force; queries come scaled.
+
+  Args:
+    alone: the operation.
+    shared: the same of `chunked.context`, where devices share a sequence.
+    inputs_BT: its positional arguments.
+    state_BGKV: before the first token.
+    starts_BT: bool, where documents start.
+  """
+
+  def own(axis, inputs_BT, state_BGKV, starts_BT):
+    op = alone if axis is None else functools.partial(shared, axis)
+    return op(*inputs_BT, state_BGKV=state_BGKV, starts_BT=starts_BT, scale=1.0)
+
+  args, axes = (inputs_BT, state_BGKV, starts_BT), (TOKENS, ROWS, TOKENS)
+  return by_device(own, args, axes, (TOKENS, ROWS))
 
 
 def read(state: jax.Array, x: jax.Array) -> jax.Array:
