@@ -108,10 +108,11 @@ def end(refs):
 
 def begin_back(refs):
   """Before the last chunk: the gradient of the state is `dlast`."""
+  r = pl.program_id(3)
 
   @pl.when(pl.program_id(2) == 0)
   def _():
-    refs.state[pl.program_id(3)] = refs.dlast[...]
+    refs.state[r] = refs.dlast[...]
 
 
 def end_back(refs, dq_CK, dk_CK, dbefore_VK):

@@ -20,6 +20,8 @@ halves, in place of two levels with pairwise sums in the lower.
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 
 from pallas_kernels.chunked import tpu_masks
@@ -50,8 +52,12 @@ class NoDecay:
 
   def __init__(self, chunk, products):
     self.products = products
-    i, j = tpu_masks.row_column(chunk)
-    self.decay_CC = (i > j).astype(jnp.float32)
+    self.i, self.t = tpu_masks.row_column(chunk)
+
+  @functools.cached_property
+  def decay_CC(self):
+    """From each column to each row after it, zero elsewhere."""
+    return (self.i > self.t).astype(jnp.float32)
 
   def scores(self, rows, weights, k_CK):
     """Yields b and the scores of each of `rows` that meet at its level."""
@@ -92,13 +98,26 @@ class HeadDecay(NoDecay):
 
   def __init__(self, log_1C, products):
     super().__init__(log_1C.shape[1], products)
-    self.i, self.t = i, t = tpu_masks.row_column(log_1C.shape[1])
+    self.log_1C = log_1C
+
+  @functools.cached_property
+  def decay_CC(self):
     # Element (i, j) is the sum over the rows t <= i of what is kept: t > j.
-    kept = jnp.where(i > t, tpu_masks.column(log_1C), 0)
-    self.decay_CC *= jnp.exp(products.sums(t <= i, kept))
-    self.prefix = jnp.exp(_sum(t <= i, log_1C, 1))
-    self.suffix = jnp.exp(_sum(t > i, log_1C, 1))
-    self.last = self.prefix[-1:]
+    kept = jnp.where(self.i > self.t, tpu_masks.column(self.log_1C), 0)
+    sums = self.products.sums(self.t <= self.i, kept)
+    return jnp.where(self.i > self.t, jnp.exp(sums), 0)
+
+  @functools.cached_property
+  def prefix(self):
+    return jnp.exp(_sum(self.t <= self.i, self.log_1C, 1))
+
+  @functools.cached_property
+  def suffix(self):
+    return jnp.exp(_sum(self.t > self.i, self.log_1C, 1))
+
+  @property
+  def last(self):
+    return self.prefix[-1:]
 
   def pull_ends(self, dprefix_CK, dsuffix_CK, dlast_1K):
     dprefix_C1 = dprefix_CK.sum(1, keepdims=True)
@@ -124,10 +143,20 @@ class ChannelDecay:
   def __init__(self, log_CK, products):
     self.products, self.chunk = products, log_CK.shape[0]
     self.log_CK = log_CK
-    self.i, self.t = i, t = tpu_masks.row_column(self.chunk)
-    self.prefix = jnp.exp(products.sums(t <= i, log_CK))
-    self.suffix = jnp.exp(products.sums(t > i, log_CK))
-    self.last = self.prefix[-1:]
+    self.i, self.t = tpu_masks.row_column(self.chunk)
+    self._to_seam = {}
+
+  @functools.cached_property
+  def prefix(self):
+    return jnp.exp(self.products.sums(self.t <= self.i, self.log_CK))
+
+  @functools.cached_property
+  def suffix(self):
+    return jnp.exp(self.products.sums(self.t > self.i, self.log_CK))
+
+  @property
+  def last(self):
+    return self.prefix[-1:]
 
   def scores(self, rows, weights, k_CK):
     for b in tpu_masks.levels(self.chunk):
@@ -164,8 +193,10 @@ class ChannelDecay:
 
   def _meeting(self, b, rows, weights, k_CK):
     """Decays to the seam, and what meets there: rows, weighed, and columns."""
-    seam = tpu_masks.to_seam(self.chunk, b)
-    decay_CK = jnp.exp(self.products.sums(seam, self.log_CK))
+    if b not in self._to_seam:
+      seam = tpu_masks.to_seam(self.chunk, b)
+      self._to_seam[b] = jnp.exp(self.products.sums(seam, self.log_CK))
+    decay_CK = self._to_seam[b]
     lefts = [
       _second(x.astype(jnp.float32) * w * decay_CK, b)
       for x, w in zip(rows, weights, strict=True)
