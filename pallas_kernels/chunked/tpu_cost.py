@@ -1,15 +1,15 @@
 """FLOPs of the parts of the TPU kernels, for one chunk of one value head.
 
-Each product counts once, whatever its passes through the matrix unit; sums by
-0/1 matrices are three products. With n = log2 C levels of halving and m kinds
-of rows, where levels whose halves are whole registers (8 tokens and more)
-multiply only the rows of second halves, n' = min(n, 3) + max(n - 3, 0) / 2:
+Each product counts once, whatever its passes through the matrix unit. There are
+n = log2 C levels of halving and m kinds of rows. Levels whose halves are whole
+registers, of 8 tokens and more, multiply only the rows of second halves, so
+that all of them cost n' = min(n, 3) + max(n - 3, 0) / 2:
 
               by channel                by head             no decay
-  ends        12 C^2 K                  0                   0
-  decays      6 n C^2 K                 6 C^3               0
+  ends        4 C^2 K                   0                   0
+  decays      2 n C^2 K                 2 C^3               0
   scores(m)   2 m n' C^2 K              2 m C^2 K           2 m C^2 K
-  pull(m)     (4 m n' + 6 n + 12) C^2 K 6 m C^2 K + 6 C^3   4 m C^2 K
+  pull(m)     (4 m n' + 2 n + 4) C^2 K  6 m C^2 K + 2 C^3   4 m C^2 K
 
 and `pull` 2 m C^2 V + (4 m + 2) C K V more, for each kind of decay. The inverse
 is 4 (n - 1) C^3.
@@ -55,14 +55,14 @@ class Cost:
   @property
   def ends(self) -> int:
     """The decays from and to the ends of the chunk."""
-    return 6 * self.tokens_keys if self._channel else 0
+    return 2 * self.tokens_keys if self._channel else 0
 
   @property
   def decays(self) -> int:
     """The decays within the chunk."""
     if self._channel:
-      return 3 * self._levels * self.tokens_keys
-    return 6 * self.problem.chunk**3 if self.problem.decay == 'head' else 0
+      return self._levels * self.tokens_keys
+    return 2 * self.problem.chunk**3 if self.problem.decay == 'head' else 0
 
   def scores(self, kinds: int) -> int:
     return int(kinds * self._halved * self.tokens_keys)

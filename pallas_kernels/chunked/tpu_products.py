@@ -57,8 +57,7 @@ class Products:
     What it does not pick adds an exact 0, so that no result depends on it.
     """
     ones = ones.astype(jnp.bfloat16)
-    # Smallest first: what is large is rounded once.
-    return _sum([_dot(ones, p, NN) for p in parts(x, 3)])
+    return _sum([_dot(ones, p, NN) for p in parts(x, 3 if self.full else 2)])
 
   def _product(self, a, b, form):
     if self.full:
@@ -75,6 +74,7 @@ class Products:
 
 
 def _sum(terms):
+  # Smallest first: what is large is rounded once.
   return functools.reduce(jnp.add, reversed(terms))
 
 
