@@ -73,7 +73,10 @@ def cost(case, direction, where, chip):
 
 
 def build(case, direction, where):
-  """The function of a case and its abstract arguments."""
+  """The function of a case and its abstract arguments.
+
+  What belongs to tokens comes and goes as [B, T, H D], as projections make it.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -83,26 +86,35 @@ def build(case, direction, where):
   op, decay, width, chunk, dtype = case.split(',')
   width, dtype = int(width), jnp.dtype(dtype)
   array = functools.partial(jax.ShapeDtypeStruct, sharding=where)
-  x = array((B, T, H, width), dtype)
-  wide = array((B, T, H, width), jnp.float32)
+  x = array((B, T, H * width), dtype)
+  wide = array((B, T, H * width), jnp.float32)
   number = array((B, T, H), jnp.float32)
   state = array((B, H, width, width), jnp.float32)
   log_decay = {'channel': wide, 'head': number, 'none': None}[decay]
   args = (x, x, x, log_decay, *([number] if op == 'delta' else []), state)
   found = {'delta': delta, 'linear': linear}[op]
   static = dict(scale=width**-0.5, chunk=int(chunk))
+
+  def by_head(x):
+    wide = x.ndim == 3 and x.shape[2] > H
+    return x.reshape(B, T, H, width) if wide else x
+
+  def flat(x):
+    return x.reshape(B, T, -1) if x.ndim == 4 and x.shape[1] == T else x
+
+  def forward(*args):
+    args = jax.tree.map(by_head, args)
+    return jax.tree.map(flat, found.forward(*args, keep=False, **static)[0])
+
+  def both(args, d_outs):
+    args, d_outs = jax.tree.map(by_head, (args, d_outs))
+    outs, kept = found.forward(*args, keep=True, **static)
+    d_args = found.backward(args, kept, d_outs, **static)
+    return jax.tree.map(flat, (outs, d_args))
+
   if direction == 'forward':
-    return functools.partial(_forward, found, static), args
-  return functools.partial(_both, found, static), (args, (x, state))
-
-
-def _forward(found, static, *args):
-  return found.forward(*args, keep=False, **static)[0]
-
-
-def _both(found, static, args, d_outs):
-  outs, kept = found.forward(*args, keep=True, **static)
-  return outs, found.backward(args, kept, d_outs, **static)
+    return forward, args
+  return both, (args, (x, state))
 
 
 def calls(jaxpr):
