@@ -1,4 +1,4 @@
-"""Turns lines of JSON, one a chip, into a table: `table.py v4 v5e ... < lines`."""
+"""Turns lines of JSON, one a chip, into a table of `table.py v4 v5e ...`."""
 
 import csv
 import json

@@ -58,6 +58,7 @@ def cost(case, direction, where, chip):
   seconds = time.time() - start
   kernels = list(calls(jax.make_jaxpr(call)(*args).jaxpr))
   return report(compiled) | {
+    'tokens': B * T * H,
     'counted_flops': sum(k['cost_estimate'].flops for k in kernels),
     'pass_flops': sum(map(pass_flops, kernels)),
     'compile_s': seconds,
