@@ -1,22 +1,20 @@
-"""Linear attention with decay in plain XLA."""
+"""Linear attention with decay in plain XLA: see `chunked.xla`."""
 
 from __future__ import annotations
 
-import jax
-
-from pallas_kernels.chunked_linear import reference
+from pallas_kernels.chunked import xla
 
 
-def forward(*args, scale, chunk, keep):
-  return reference.chunked_linear(*args, scale=scale), ()
+def forward(q, k, v, log_decay, state, **static):
+  return xla.forward(q, k, v, log_decay, None, state, **static)
 
 
-def shapes(*_args, **_static):
-  return ()
+def shapes(q, k, v, log_decay, state, **static):
+  return xla.shapes(q, k, v, log_decay, None, state, **static)
 
 
-def backward(args, _kept, d_outs, *, scale, chunk):
-  def run(*args):
-    return reference.chunked_linear(*args, scale=scale)
-
-  return jax.vjp(run, *args)[1](d_outs)
+def backward(args, kept, d_outs, **static):
+  *inputs, state = args
+  args = *inputs, None, state
+  *grads, _, dstate = xla.backward(args, kept, d_outs, **static)
+  return *grads, dstate
