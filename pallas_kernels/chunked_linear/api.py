@@ -11,10 +11,18 @@ from pallas_kernels.chunked.inputs import (
   prepare,
 )
 from pallas_kernels.chunked.vjp import Implementation, Which, differentiable
-from pallas_kernels.chunked_linear import cpu, reference
+from pallas_kernels.chunked_linear import cpu, pallas_tpu, reference
 
 # Best first; what runs everywhere comes last.
 TABLE = {
+  'mosaic': Implementation(
+    pallas_tpu.forward,
+    pallas_tpu.shapes,
+    pallas_tpu.backward,
+    platforms=('tpu',),
+    refuses=pallas_tpu.refuses,
+    partitions=False,
+  ),
   'xla': Implementation(cpu.forward, cpu.shapes, cpu.backward),
 }
 
