@@ -98,13 +98,24 @@ class Chunk:
     return head * width + column, keep
 
   def load(self, ref, head, width, start=0, block=CHUNK):
-    """[C, block] of a head, from column `start` of its `width`."""
+    """[C, block] of a head, from column `start` of its `width`.
+
+    A list of them, the parts of a sum, if the array has a leading axis.
+    """
     columns, keep = self._columns(head, width, start, block)
-    return load(ref, self.rows, columns, keep)
+    if ref.ndim == 2:
+      return load(ref, self.rows, columns, keep)
+    parts = range(ref.shape[0])
+    return [load(ref, self.rows, columns, keep, (i,)) for i in parts]
 
   def store(self, ref, value, head, width, start=0):
+    """The opposite of `load`; a leading axis takes the parts of the value."""
     columns, keep = self._columns(head, width, start, value.shape[1])
-    store(ref, self.rows, columns, value, keep)
+    if ref.ndim == 2:
+      store(ref, self.rows, columns, value, keep)
+      return
+    for i, part in enumerate(split(value, ref.shape[0])):
+      store(ref, self.rows, columns, part, keep, (i,))
 
   def load_column(self, ref):
     """f32 [C]: one number for each token of the group."""
@@ -143,11 +154,13 @@ def ones(mask):
 
 
 def split(x, count: int):
-  """bf16 arrays that sum to x, largest first, to 8 bits each.
+  """bf16 arrays that sum to x, largest first, of 8 bits each.
 
   Rounded by hand: XLA takes a conversion to bf16 and back for nothing, and
   what is left over would be 0.
   """
+  if isinstance(x, list):
+    return x
   if x.dtype == jnp.bfloat16:
     return [x]
   found = []
@@ -163,8 +176,9 @@ def split(x, count: int):
 def dot(a, b, contract: tuple[int, int], parts: int):
   """f32: the product of two blocks over one axis of each.
 
-  A factor that is not in bf16 is split in so many parts that are; products of
-  parts too small to matter are left out. Two parts keep 16 bits, three 24.
+  A factor that is not in bf16, nor a list of parts that are, is split in so
+  many; products of parts too small to matter are left out. Two parts keep 16
+  bits, three 24.
   """
   dims = (((contract[0],), (contract[1],)), ((), ()))
   a, b = split(a, parts), split(b, parts)

@@ -18,6 +18,7 @@ from pallas_kernels.chunked.gpu_parts import (
   pairs,
   place,
   run,
+  split,
   square,
 )
 from pallas_kernels.chunked.gpu_sizes import CHUNK, Sizes
@@ -25,7 +26,7 @@ from pallas_kernels.grouped_matmul.gpu_parts import inside, numbers, store
 
 
 def scores(sizes: Sizes, q, k, log, beta, interpret):
-  """-> a, x: [B T, G C] each, in the dtype of q; x is `None` without beta."""
+  """-> a, x: [parts, B T, G C] each, see `Sizes.fine`; no x without delta."""
   programs = sizes.sequences, sizes.chunks
   by_channel = sizes.decay == 'channel'
 
@@ -61,13 +62,12 @@ def scores(sizes: Sizes, q, k, log, beta, interpret):
       inverse = ladder(lower, sizes.fine_parts)
       chunk.store(refs.x, inverse, chunk.group, CHUNK)
 
-  shape = (sizes.batch * sizes.tokens, sizes.groups * CHUNK), sizes.dtype
   found = run(
     body,
     'chunk_scores',
     programs,
     dict(q=q, k=k, log=log, beta=beta),
-    dict(a=shape, x=shape if sizes.delta else None),
+    dict(a=sizes.fine(CHUNK), x=sizes.fine(CHUNK) if sizes.delta else None),
     sizes.launch('scores'),
     interpret,
   )
@@ -79,12 +79,12 @@ def _decayed_scores(sizes, q, k, log, sums):
   a, *rest = sums
   for level in LEVELS:
     decay = decays.to_seam(log, level, sizes.fine_parts)
-    k_seam = (k * decay).astype(sizes.dtype)
-    q_seam = (q * decay).astype(sizes.dtype)
+    k_seam = split(k * decay, sizes.fine_parts)
     meet = pairs(level)
-    a += jnp.where(meet, dot(q_seam, k_seam, (1, 1), sizes.parts), 0.0)
+    found = dot(q * decay, k_seam, (1, 1), sizes.parts)
+    a += jnp.where(meet, found, 0.0)
     if rest:
-      found = dot(k_seam, k_seam, (1, 1), sizes.parts)
+      found = dot(k_seam, k_seam, (1, 1), sizes.fine_parts)
       rest = [rest[0] + jnp.where(meet, found, 0.0)]
   row, column = square()
   own = (q.astype(jnp.float32) * k).sum(1)[:, None]
@@ -112,9 +112,9 @@ def decayed(sizes: Sizes, q, k, log, interpret):
   """q and k times the decays of each channel, for the states.
 
   Returns:
-    q: [B T, G K], scaled and decayed from the start of the chunk,
+    q: [parts, B T, G K], scaled and decayed from the start of the chunk,
     k_in: k decayed from the start, `None` without delta,
-    k_out: k decayed up to the end,
+    k_out: k decayed up to the end; k in more parts, see `Sizes.fine_parts`,
     whole: f32 [B G chunks, K], decays of whole chunks.
   """
   programs = sizes.sequences, sizes.chunks, sizes.k_blocks
@@ -140,8 +140,7 @@ def decayed(sizes: Sizes, q, k, log, interpret):
     whole = jnp.exp(log.sum(0))[None, :]
     store(refs.whole, rows, columns, whole, keep)
 
-  width = sizes.groups * sizes.k
-  shape = (sizes.batch * sizes.tokens, width), sizes.dtype
+  fine = sizes.fine(sizes.k)
   whole = (sizes.sequences * sizes.chunks, sizes.k), jnp.float32
   return run(
     body,
@@ -149,7 +148,10 @@ def decayed(sizes: Sizes, q, k, log, interpret):
     programs,
     dict(q_in=q, k=k, log=log),
     dict(
-      q=shape, k_in=shape if sizes.delta else None, k_out=shape, whole=whole
+      q=((sizes.parts, *fine[0][1:]), jnp.bfloat16),
+      k_in=fine if sizes.delta else None,
+      k_out=fine,
+      whole=whole,
     ),
     sizes.launch('decayed'),
     interpret,

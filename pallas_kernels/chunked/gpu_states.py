@@ -119,7 +119,7 @@ def forward(sizes: Sizes, factors, scores, v, beta, state, *, outputs, interpret
     Namespace of y [B T, G V] and last (the state) if `outputs`, else of states
     [B G chunks K, V], before each chunk, and with delta new, Vn.
   """
-  parts, dtype = sizes.parts, sizes.dtype
+  fine = sizes.fine_parts
 
   def body(refs, sequence, columns):
     def step(number, state):
@@ -131,16 +131,16 @@ def forward(sizes: Sizes, factors, scores, v, beta, state, *, outputs, interpret
       if sizes.delta:
         beta = chunk.load_column(refs.beta)[:, None]
         x = chunk.load(refs.x, chunk.group, CHUNK)
-        new -= f.start * dot(f.k_in, state, (1, 0), parts)
-        new = dot(x, beta * new, (1, 0), parts)
+        new -= f.start * dot(f.k_in, state, (1, 0), fine)
+        new = dot(x, beta * new, (1, 0), fine)
         if not outputs:
           columns.store_value(refs.new, new, chunk)
       if outputs:
         a = chunk.load(refs.a, chunk.group, CHUNK)
-        y = f.scale * f.start * dot(f.q, state, (1, 0), parts)
-        y += dot(a, new, (1, 0), parts)
+        y = f.scale * f.start * dot(f.q, state, (1, 0), sizes.parts)
+        y += dot(a, new, (1, 0), fine)
         columns.store_value(refs.y, y, chunk)
-      return f.whole * state + dot(f.k_out, f.end * new, (0, 0), parts)
+      return f.whole * state + dot(f.k_out, f.end * new, (0, 0), fine)
 
     state = columns.load(refs.state)
     state = lax.fori_loop(0, sizes.chunks, step, state)
@@ -148,7 +148,7 @@ def forward(sizes: Sizes, factors, scores, v, beta, state, *, outputs, interpret
       columns.store(refs.last, state)
 
   a, x = scores
-  values = v.shape, dtype
+  values = v.shape, sizes.dtype
   borders = sizes.sequences * sizes.chunks * sizes.k, sizes.v
   ins = vars(factors) | dict(a=a, x=x, v=v, beta=beta, state=state)
   if outputs:
@@ -156,7 +156,7 @@ def forward(sizes: Sizes, factors, scores, v, beta, state, *, outputs, interpret
   else:
     new = values if sizes.delta else None
     ins |= dict(a=None, q=None)
-    outs = dict(y=None, last=None, states=(borders, dtype), new=new)
+    outs = dict(y=None, last=None, states=(borders, sizes.dtype), new=new)
   name = 'chunk_outputs' if outputs else 'chunk_states'
   return _over_sequences(name, sizes, body, ins, outs, interpret)
 
@@ -168,7 +168,7 @@ def backward(sizes: Sizes, factors, scores, beta, d_y, d_last, *, interpret):
     Namespace of d_states [B G chunks K, V], gradients of the states after each
     chunk, d_r [B T, G V], of R (of V without delta), and d_first, f32.
   """
-  parts, dtype = sizes.parts, sizes.dtype
+  fine = sizes.fine_parts
 
   def body(refs, sequence, columns):
     def step(i, d_state):
@@ -178,17 +178,17 @@ def backward(sizes: Sizes, factors, scores, beta, d_y, d_last, *, interpret):
       columns.store(refs.d_states, d_state, number, sizes.chunks)
       d_y = columns.load_value(refs.d_y, chunk)
       a = chunk.load(refs.a, chunk.group, CHUNK)
-      d_r = dot(a, d_y, (0, 0), parts)
-      d_r += f.end * dot(f.k_out, d_state, (1, 0), parts)
+      d_r = dot(a, d_y, (0, 0), fine)
+      d_r += f.end * dot(f.k_out, d_state, (1, 0), fine)
       if sizes.delta:
         x = chunk.load(refs.x, chunk.group, CHUNK)
-        d_r = dot(x, d_r, (0, 0), parts)
+        d_r = dot(x, d_r, (0, 0), fine)
       columns.store_value(refs.d_r, d_r, chunk)
       start = f.scale * f.start
-      d_state = f.whole * d_state + dot(f.q, start * d_y, (0, 0), parts)
+      d_state = f.whole * d_state + dot(f.q, start * d_y, (0, 0), sizes.parts)
       if sizes.delta:
         start = chunk.load_column(refs.beta)[:, None] * f.start
-        d_state -= dot(f.k_in, start * d_r, (0, 0), parts)
+        d_state -= dot(f.k_in, start * d_r, (0, 0), fine)
       return d_state
 
     d_state = columns.load(refs.d_last)
@@ -199,8 +199,8 @@ def backward(sizes: Sizes, factors, scores, beta, d_y, d_last, *, interpret):
   borders = sizes.sequences * sizes.chunks * sizes.k, sizes.v
   ins = vars(factors) | dict(a=a, x=x, beta=beta, d_y=d_y, d_last=d_last)
   outs = dict(
-    d_states=(borders, dtype),
-    d_r=(d_y.shape, dtype),
+    d_states=(borders, sizes.dtype),
+    d_r=(d_y.shape, sizes.dtype),
     d_first=(d_last.shape, jnp.float32),
   )
   return _over_sequences('chunk_d_states', sizes, body, ins, outs, interpret)
