@@ -11,19 +11,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from pallas_kernels.chunked.gpu_parts import Chunk, dot, ones, square
-from pallas_kernels.chunked.gpu_sizes import CHUNK, Sizes
-from pallas_kernels.grouped_matmul.gpu_parts import numbers
+from pallas_kernels.chunked.gpu_sizes import Sizes
 
 
-def to_seam(log_CK, level: int, parts: int):
+def to_seam(log_CK, level, parts: int):
   """f32 [C, K]: the decays to where the token's block meets its other.
 
   In the second of two blocks from the seam to the token and with it, in the
   first from after the token to the seam.
   """
-  if level == 0:
-    odd = (numbers(0, CHUNK) & 1)[:, None] == 1
-    return jnp.exp(jnp.where(odd, log_CK, 0.0))
   row, token = square()
   second = ((row >> level) & 1) == 1
   same = (row >> level) == (token >> level)

@@ -67,7 +67,7 @@ def score_gradients(sizes: Sizes, log, beta, d_y, d_r, new, interpret):
     row, column = square()
     decay = 1.0
     if sizes.decay == 'head':
-      decay = decays.between(chunk.load_column(refs.log), sizes.fine_parts)
+      decay = decays.between(chunk.load_column(refs.log), sizes.decay_parts)
     d_a = jnp.where(row >= column, sizes.scale * d_a * decay, 0.0)
     chunk.store(refs.d_a, d_a, chunk.group, CHUNK)
     if delta:
@@ -123,8 +123,8 @@ def input_gradients(
     )
     if sizes.decay == 'channel':
       log = chunk.load(refs.log, chunk.group, sizes.k, start, sizes.k_block)
-      from_start = decays.from_start(log, sizes.fine_parts)
-      to_end = decays.to_end(log, sizes.fine_parts)
+      from_start = decays.from_start(log, sizes.decay_parts)
+      to_end = decays.to_end(log, sizes.decay_parts)
       whole = jnp.exp(log.sum(0))
     else:
       head = decays.HeadDecays(sizes, chunk, refs.log)
@@ -224,11 +224,12 @@ def _through_decayed_scores(sizes, refs, chunk, q, k, log, sums):
   What is multiplied for `rises` is what was multiplied for the scores, rounded:
   a pair of tokens counts for the one and against the other, and must cancel.
   """
-  d_q, d_k, rises = sums
   d_a = chunk.load(refs.d_a, chunk.group, CHUNK)
   d_m = chunk.load(refs.d_m, chunk.group, CHUNK) if sizes.delta else None
-  for level in LEVELS:
-    decay = decays.to_seam(log, level, sizes.fine_parts)
+
+  def add(level, sums):
+    d_q, d_k, rises = sums
+    decay = decays.to_seam(log, level, sizes.decay_parts)
     k_seam = (k * decay).astype(sizes.dtype)
     q_seam = (q * decay).astype(sizes.dtype)
     meet = pairs(level)
@@ -242,10 +243,10 @@ def _through_decayed_scores(sizes, refs, chunk, q, k, log, sums):
       as_column = dot(part, k_seam, (0, 0), sizes.parts)
       of_k += as_row + as_column
       against += as_column - as_row
-    d_q += decay * of_q
-    d_k += decay * of_k
     rises += q_seam * of_q - k_seam * against
-  return d_q, d_k, rises
+    return d_q + decay * of_q, d_k + decay * of_k, rises
+
+  return lax.fori_loop(0, LEVELS, add, sums)
 
 
 def _store_log(sizes, refs, chunk, block, rises, falls, d_whole):
@@ -257,7 +258,7 @@ def _store_log(sizes, refs, chunk, block, rises, falls, d_whole):
   """
   row, token = square()
   if sizes.decay == 'channel':
-    parts = sizes.fine_parts
+    parts = sizes.decay_parts
     d_log = dot(ones(token >= row), rises, (1, 0), parts)
     d_log += dot(ones(token < row), falls, (1, 0), parts)
     d_log += d_whole[None, :]

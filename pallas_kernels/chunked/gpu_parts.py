@@ -26,7 +26,7 @@ from pallas_kernels.grouped_matmul.gpu_parts import (
   store,
 )
 
-LEVELS = tuple(range(CHUNK.bit_length() - 1))  # blocks of 1, 2, .., 32 tokens
+LEVELS = CHUNK.bit_length() - 1  # blocks of 1, 2, .., 32 tokens
 
 
 def run(body, name, programs, ins, outs, launch: Launch, interpret):
@@ -138,7 +138,7 @@ def square():
   )
 
 
-def pairs(level: int):
+def pairs(level):
   """bool [C, C]: row and column are of two blocks of a level that meet.
 
   Blocks of 2^level tokens meet in twos: the row is of the second, the column

@@ -54,7 +54,7 @@ def scores(sizes: Sizes, q, k, log, beta, interpret):
     decay = 1.0
     if not by_channel:
       log = chunk.load_column(refs.log) if sizes.decay == 'head' else None
-      decay = decays.between(log, sizes.fine_parts)
+      decay = decays.between(log, sizes.decay_parts)
     chunk.store(refs.a, sizes.scale * a * decay, chunk.group, CHUNK)
     if sizes.delta:
       beta = chunk.load_column(refs.beta)[:, None]
@@ -76,16 +76,19 @@ def scores(sizes: Sizes, q, k, log, beta, interpret):
 
 def _decayed_scores(sizes, q, k, log, sums):
   """Adds some channels' part of q k^T D and k k^T D, for later rows."""
-  a, *rest = sums
-  for level in LEVELS:
-    decay = decays.to_seam(log, level, sizes.fine_parts)
+
+  def add(level, sums):
+    decay = decays.to_seam(log, level, sizes.decay_parts)
     k_seam = split(k * decay, sizes.fine_parts)
-    meet = pairs(level)
-    found = dot(q * decay, k_seam, (1, 1), sizes.parts)
-    a += jnp.where(meet, found, 0.0)
-    if rest:
-      found = dot(k_seam, k_seam, (1, 1), sizes.fine_parts)
-      rest = [rest[0] + jnp.where(meet, found, 0.0)]
+    lefts = [q * decay, k_seam][: len(sums)]
+    counts = sizes.parts, sizes.fine_parts
+    return tuple(
+      s + jnp.where(pairs(level), dot(left, k_seam, (1, 1), count), 0.0)
+      for s, left, count in zip(sums, lefts, counts, strict=False)
+    )
+
+  # A loop, or what all levels need would be kept in registers at once.
+  a, *rest = lax.fori_loop(0, LEVELS, add, sums)
   row, column = square()
   own = (q.astype(jnp.float32) * k).sum(1)[:, None]
   return a + jnp.where(row == column, own, 0.0), *rest
@@ -101,11 +104,13 @@ def ladder(lower_CC, parts: int):
   row, column = square()
   inverse = jnp.where(row == column, 1.0, 0.0)
   inverse -= jnp.where(pairs(0), lower_CC, 0.0)
-  for level in LEVELS[1:]:
+
+  def grow(level, inverse):
     between = jnp.where(pairs(level), lower_CC, 0.0)
     left = dot(inverse, between, (1, 0), parts)
-    inverse -= dot(left, inverse, (1, 0), parts)
-  return inverse
+    return inverse - dot(left, inverse, (1, 0), parts)
+
+  return lax.fori_loop(1, LEVELS, grow, inverse)
 
 
 def decayed(sizes: Sizes, q, k, log, interpret):
@@ -126,8 +131,8 @@ def decayed(sizes: Sizes, q, k, log, interpret):
     q = chunk.load(refs.q_in, chunk.head, sizes.k, *at)
     k = chunk.load(refs.k, chunk.head, sizes.k, *at)
     log = chunk.load(refs.log, chunk.group, sizes.k, *at)
-    start = decays.from_start(log, sizes.fine_parts)
-    end = decays.to_end(log, sizes.fine_parts)
+    start = decays.from_start(log, sizes.decay_parts)
+    end = decays.to_end(log, sizes.decay_parts)
     out = chunk.group, sizes.k, at[0]
     chunk.store(refs.q, sizes.scale * q * start, *out)
     if sizes.delta:

@@ -66,11 +66,16 @@ class Sizes:
 
   @property
   def fine_parts(self) -> int:
-    """The same for decays, and for all on which the inverse works.
+    """The same for all on which the inverse works, if there is one.
 
     Of keys that are alike it takes differences of neighbours, in which what
     was rounded to bf16 before would come out at several percent.
     """
+    return 3 if self.exact else 1 + self.delta
+
+  @property
+  def decay_parts(self) -> int:
+    """The same for log decays."""
     return 3 if self.exact else 2
 
   def fine(self, width: int):
@@ -85,7 +90,8 @@ class Sizes:
   @property
   def k_block(self) -> int:
     """Channels that the kernels of single chunks have at a time."""
-    return min(self.k_whole, 32 if self.exact else 64)
+    import os
+    return min(self.k_whole, int(os.environ.get('KB',0)) or (32 if self.exact else 64))
 
   @property
   def k_blocks(self) -> int:
@@ -94,7 +100,8 @@ class Sizes:
   @property
   def v_block(self) -> int:
     """Columns of the state in one program; all rows of them in registers."""
-    most = 16 if self.exact else 32
+    import os
+    most = int(os.environ.get('VB',0)) or (16 if self.exact else 32)
     return min(power_of_2(self.v), most)
 
   @property
@@ -107,4 +114,6 @@ class Sizes:
     return min(power_of_2(self.v), 32 if self.exact else 64)
 
   def launch(self, name: str) -> Launch:
-    return Launch(4, 1)
+    import os
+    w=dict(x.split(':') for x in os.environ.get('LAUNCH','').split(';') if x)
+    return Launch(*map(int,w.get(name,'4.1').split('.')))
