@@ -1,45 +1,25 @@
-"""What a layer keeps for its backward pass, at published shapes."""
+"""What a layer keeps for its backward pass, and what it takes on CPU."""
 
-import dataclasses
-
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import pytest
 
-from moejax import dispatch, experts, routers
-from moejax.moe import Moe
-from moejax.types import Context
 from pallas_kernels.expert_ffn import memory
-from pallas_kernels.expert_ffn.shapes import PUBLISHED
-
-
-def _moe(layer):
-  router = routers.Router(
-    score=routers.scores.Linear(num_experts=layer.experts),
-    k=layer.k,
-    select=routers.select.top_k,
-    weigh=routers.weigh.softmax,
-  )
-  glu = experts.Glu(hidden=layer.n, num_experts=layer.experts)
-  return Moe(router=router, dispatch=dispatch.Sort(), experts=glu)
+from pallas_kernels.expert_ffn.shapes import (
+  HOST,
+  HOST_FINE_GRAINED,
+  PUBLISHED,
+  Layer,
+)
+from tests.kernels import aot_layer
 
 
 def _kept(layer):
   """The output, and what beside parameters the backward pass is given."""
-  moe = _moe(layer)
-  x = jax.ShapeDtypeStruct((1, layer.tokens, layer.d), jnp.bfloat16)
-  ids = jax.ShapeDtypeStruct((1, layer.tokens), jnp.int32)
-  context = Context(ids, ids, ids, train=True)
-  shapes = jax.eval_shape(moe.init, jax.random.key(0), x, context)
-  params = nn.unbox(shapes['params'])
+  params, x, context, apply = aot_layer.build(layer, None, 'bfloat16')
   found = []
 
   def run(params, x, context):
-    def f(params, x):
-      return moe.apply({'params': params}, x, context)
-
-    y, pull = jax.vjp(f, params, x)
+    y, pull = jax.vjp(lambda *a: apply(*a, context), params, x)
     kept = jax.tree.leaves(pull)
     # Parameters come back as they went in and are not counted.
     own = {id(a) for a in jax.tree.leaves(params)}
@@ -73,6 +53,31 @@ CHART = {
 
 @pytest.mark.parametrize('name', list(CHART))
 def test_the_memory_model_gives_the_published_chart(name):
-  problem = memory.Problem(*dataclasses.astuple(PUBLISHED[name]))
+  problem = memory.Problem(PUBLISHED[name])
   gib = memory.published(problem) / 2**30
   assert gib == pytest.approx(CHART[name], rel=0.03)
+
+
+# One loop, over tiles of 64 rows: quick to compile.
+SMALL = Layer(2048, 64, 32, 256, 4)
+SLOW = (*HOST.values(), *HOST_FINE_GRAINED.values())
+
+
+@pytest.mark.parametrize('backward', [False, True])
+@pytest.mark.parametrize(
+  'layer',
+  [SMALL, *(pytest.param(layer, marks=pytest.mark.slow) for layer in SLOW)],
+)
+def test_a_layer_on_cpu_takes_the_memory_of_the_model(layer, backward):
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  compiled = aot_layer.compile_layer(layer, backward, here, 'float32')
+  found = compiled.memory_analysis().temp_size_in_bytes
+  model = memory.temporary_on_cpu(
+    memory.Problem(layer, activation_bytes=4), backward
+  )
+  assert found == pytest.approx(model, rel=0.05)
+
+
+def test_memory_on_cpu_is_refused_for_bf16():
+  with pytest.raises(ValueError, match='2 bytes of an activation'):
+    memory.temporary_on_cpu(memory.Problem(SMALL), False)

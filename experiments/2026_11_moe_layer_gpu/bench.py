@@ -197,16 +197,17 @@ def rates(side, shape, dtype, *, calls, skew=0.0):
 
 
 def torch_rates(python, shapes):
-  """name -> rates of torch's grouped product, or why there are none."""
+  """side -> name -> rates in torch, or why there are none."""
+  asked = json.dumps({'shapes': shapes, 'check': CHECK})
   done = subprocess.run(
-    [python, HERE / 'torch_side.py', json.dumps(shapes)],
+    [python, HERE / 'torch_side.py', asked],
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=240,
   )
   if done.returncode:
     reason = (done.stderr.strip().splitlines() or ['failed'])[-1]
-    return {name: reason for name in shapes}
+    return {'torch': {name: reason for name in shapes}}
   return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -273,8 +274,9 @@ def main(argv=None):
   if args.torch_python:
     plain = {name: shape for name, (shape, _) in shapes.items()}
     torch_found = torch_rates(args.torch_python, plain)
-    for name, (shape, published) in shapes.items():
-      print(row(name, shape, 'torch', torch_found[name], published))
+    for side_name, found in torch_found.items():
+      for name, (shape, published) in shapes.items():
+        print(row(name, shape, side_name, found[name], published))
   return 0
 
 

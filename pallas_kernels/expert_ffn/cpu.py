@@ -15,10 +15,27 @@ from jax import lax
 
 from pallas_kernels.expert_ffn.rows import hidden, take
 from pallas_kernels.grouped_matmul import tiles
-from pallas_kernels.grouped_matmul.tiles import add_matrix, dot, matrix
+from pallas_kernels.grouped_matmul.tiles import (
+  RowSteps,
+  add_matrix,
+  dot,
+  matrix,
+)
+from pallas_kernels.tune import store
+
+OP = 'expert_ffn.tiles'
 
 
-def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
+def forward(
+  x_ND,
+  matrices,
+  weights_NK,
+  plan,
+  *,
+  activation,
+  keep,
+  steps: RowSteps | None = None,
+):
   """-> y_ND, (gate_RF, up_RF); these are `None` unless `keep`."""
   rows, dtype = plan.pair_R.size, x_ND.dtype
   weight_R = take(weights_NK.reshape(-1), plan.pair_R)
@@ -49,12 +66,23 @@ def forward(x_ND, matrices, weights_NK, plan, *, activation, keep):
       for w in matrices[:2]
     ]
   start = jnp.zeros(x_ND.shape, wide), kept
-  cut = tiles.cut(plan.sizes_E, rows)
+  steps = steps or _steps('forward', rows, matrices, dtype)
+  cut = tiles.cut(plan.sizes_E, rows, steps)
   y_ND, kept = tiles.for_each(cut, rows, body, start)
   return y_ND.astype(dtype), tuple(kept)
 
 
-def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
+def backward(
+  x_ND,
+  matrices,
+  weights_NK,
+  plan,
+  kept,
+  dy_ND,
+  *,
+  activation,
+  steps: RowSteps | None = None,
+):
   """-> dx_ND, gradients of the matrices, dweights_NK."""
   rows, dtype = plan.pair_R.size, x_ND.dtype
   weight_R = take(weights_NK.reshape(-1), plan.pair_R)
@@ -86,11 +114,17 @@ def backward(x_ND, matrices, weights_NK, plan, kept, dy_ND, *, activation):
     jax.tree.map(lambda w: jnp.zeros(w.shape, wide), matrices),
     jnp.zeros((rows,), weights_NK.dtype),
   )
-  cut = tiles.cut(plan.sizes_E, rows)
+  steps = steps or _steps('backward', rows, matrices, dtype)
+  cut = tiles.cut(plan.sizes_E, rows, steps)
   dx_ND, dmatrices, dweight_R = tiles.for_each(cut, rows, body, start)
   dmatrices = jax.tree.map(lambda w: w.astype(dtype), dmatrices)
   dweights_NK = take(dweight_R, plan.place_NK)
   return dx_ND.astype(dtype), dmatrices, dweights_NK
+
+
+def _steps(form, rows, matrices, dtype):
+  key = store.Key(store.host(), rows, *matrices[0].shape, dtype.name)
+  return RowSteps.of(OP, form, key)
 
 
 def _first(matrices, tile):

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from pallas_kernels.expert_ffn.shapes import Layer
+from pallas_kernels.grouped_matmul import tiles
+from pallas_kernels.route import cpu as routing
+
 INDEX_BYTES = 4  # ids, places and counts are int32
-WEIGHT_BYTES = 4  # combine weights are f32
+F32_BYTES = 4  # router logits and combine weights
 LANES = 128  # the last axis of an array on TPU takes a multiple of these
 
 
@@ -19,29 +23,17 @@ class Problem:
   """One layer, as its memory sees it.
 
   Attributes:
-    tokens: N.
-    width: D.
-    hidden: F.
-    experts: E.
-    k: K.
+    layer: N, D, F, E and K.
     gated: whether there is a matrix `up` beside `gate`.
     activation_bytes: b, 2 for bf16.
     parameter_bytes: of one element of the matrices; they are cast to the
       dtype of the activations where they are used.
   """
 
-  tokens: int
-  width: int
-  hidden: int
-  experts: int
-  k: int
+  layer: Layer
   gated: bool = True
   activation_bytes: int = 2
   parameter_bytes: int = 4
-
-  @property
-  def rows(self) -> int:
-    return self.tokens * self.k
 
   @property
   def products(self) -> int:
@@ -50,22 +42,23 @@ class Problem:
   @property
   def x_bytes(self) -> int:
     """All tokens: b N D."""
-    return self.activation_bytes * self.tokens * self.width
+    return self.activation_bytes * self.layer.tokens * self.layer.d
 
   @property
   def wide_bytes(self) -> int:
     """A row of width D for every pair: b R D."""
-    return self.activation_bytes * self.rows * self.width
+    return self.activation_bytes * self.layer.rows * self.layer.d
 
   @property
   def hidden_bytes(self) -> int:
     """A row of width F for every pair: b R F."""
-    return self.activation_bytes * self.rows * self.hidden
+    return self.activation_bytes * self.layer.rows * self.layer.n
 
   @property
   def matrix_elements(self) -> int:
     """Of all experts' matrices: (P + 1) E D F."""
-    return (self.products + 1) * self.experts * self.width * self.hidden
+    x = self.layer
+    return (self.products + 1) * x.experts * x.d * x.n
 
   @property
   def gradient_bytes(self) -> int:
@@ -87,8 +80,8 @@ def kept(p: Problem) -> int:
   order of experts, the pair at each place, and its weight; for each expert how
   many rows it has.
   """
-  per_pair = 2 * INDEX_BYTES + WEIGHT_BYTES
-  index = per_pair * p.rows + INDEX_BYTES * p.experts
+  per_pair = 2 * INDEX_BYTES + F32_BYTES
+  index = per_pair * p.layer.rows + INDEX_BYTES * p.layer.experts
   return p.x_bytes + p.products * p.hidden_bytes + index
 
 
@@ -131,7 +124,8 @@ def temporary(p: Problem, backward: bool, fast_bytes: int = 0) -> int:
       is not counted; v5e does so (forward), v6e does not. 0: it does not.
   """
   cast = p.cast_bytes // (p.products + 1)
-  router = INDEX_BYTES * p.tokens * (p.experts + max(p.k, LANES))
+  lines = p.layer.experts + max(p.layer.k, LANES)
+  router = F32_BYTES * p.layer.tokens * lines
   if backward:
     rows = p.wide_bytes + (p.products + 1) * p.hidden_bytes
     return rows + p.x_bytes + cast + router
@@ -139,3 +133,58 @@ def temporary(p: Problem, backward: bool, fast_bytes: int = 0) -> int:
   first = p.products * p.hidden_bytes + cast
   second = p.hidden_bytes + cast
   return p.wide_bytes + max(first, second, 2 * p.x_bytes) + router
+
+
+def temporary_on_cpu(p: Problem, backward: bool) -> int:
+  """Peak bytes of the loop over row tiles, beside arguments and results.
+
+  In f32; bf16 is not modelled, as XLA widens all matrices there.
+
+  A loop over tiles of up to M rows needs, whichever is largest at a time:
+
+    forward:  tokens, pre-activations and gate and up side by side,
+                D M + P F M + P D F
+              or pre-activations, hidden rows and `down`,
+                (P + 1) F M + D F
+    backward: dy, tokens and all there is of width F,
+                2 (D + (P + 1) F) M
+              or these narrower, beside the tokens turned for a product over
+              rows and the gradient of tokens, 4 D M + (P + 2) F M,
+              and gate and up side by side, P D F
+
+  The router's logits and copies of them, two of N E forward and three both
+  ways, and four tables of the counting sort, RUNS (E + 1), are there before the
+  loop; only the loop and the copies take each other's place. To them come
+
+    forward:  the sum of each token's rows, N D
+    backward: the pre-activations P R F, gradients of the matrices
+              (P + 1) E D F, and both y, or what it is made to, and dx, 2 N D
+
+  and four numbers for every pair.
+
+  Args:
+    p: the layer, in f32.
+    backward: whether the backward pass follows.
+
+  Raises:
+    ValueError: the layer is not in f32.
+  """
+  if (p.activation_bytes, p.parameter_bytes) != (F32_BYTES, F32_BYTES):
+    raise ValueError(
+      f'memory on CPU is modelled in f32, not with {p.activation_bytes} bytes '
+      f'of an activation and {p.parameter_bytes} of a parameter; set both to 4.'
+    )
+  x, wide = p.layer, p.products
+  most = tiles.row_counts(x.rows, x.experts)[-1]
+  logits = F32_BYTES * x.tokens * x.experts
+  first = wide * x.d * x.n
+  if backward:
+    narrow = 4 * x.d + (wide + 2) * x.n
+    loop = most * max(2 * (x.d + (wide + 1) * x.n), narrow) + first
+    stays = 2 * p.x_bytes + wide * p.hidden_bytes + p.gradient_bytes + logits
+  else:
+    before = most * (x.d + wide * x.n) + first
+    loop = max(before, most * (wide + 1) * x.n + x.d * x.n)
+    stays = p.x_bytes
+  tables = 4 * INDEX_BYTES * (routing.RUNS * (x.experts + 1) + x.rows)
+  return stays + max(2 * logits, F32_BYTES * loop) + tables

@@ -23,8 +23,10 @@ from pallas_kernels.expert_ffn import gpu_kernels as kernels
 from pallas_kernels.expert_ffn.gpu_activation import cannot_fuse
 from pallas_kernels.expert_ffn.rows import pair
 from pallas_kernels.grouped_matmul.gpu_schedule import bounds
-from pallas_kernels.grouped_matmul.gpu_tiles import Product, Tiles, checked
+from pallas_kernels.grouped_matmul.gpu_tiles import Product, Tiles, settle
 from pallas_kernels.grouped_matmul.pallas_gpu import sum_of_rows, too_large
+
+OP = 'expert_ffn.triton'
 
 
 def refuses(x_ND, matrices, weights_NK, plan, *_, activation) -> str | None:
@@ -123,11 +125,10 @@ def backward(
   return dx_ND, dmatrices, dweights_NK.astype(weights_NK.dtype)
 
 
-def layer_products(x_ND, matrices, plan) -> dict[str, Product]:
-  """What each kernel computes, for a choice of tiles."""
-  experts, d, f = matrices[0].shape
-  rows = -(-plan.pair_R.size // experts)
-  two = 1 if matrices[1] is None else 2
+def layer_products(sizes, dtype, gated=True) -> dict[str, Product]:
+  """What each kernel computes; `sizes` are rows, experts, D, F."""
+  rows, experts, d, f = sizes
+  rows, two = -(-rows // experts), 1 + gated
   shapes = {
     'up': dict(m=rows, n=f, k=d, rights=two),
     'down': dict(m=rows, n=d, k=f),
@@ -136,19 +137,18 @@ def layer_products(x_ND, matrices, plan) -> dict[str, Product]:
     'dw_first': dict(m=d, n=f, k=rows, rights=two),
     'dx': dict(m=rows, n=d, k=f, lefts=two, rights=two),
   }
-  return {
-    name: Product(dtype=x_ND.dtype, **shape) for name, shape in shapes.items()
-  }
+  return {name: Product(dtype=dtype, **shape) for name, shape in shapes.items()}
 
 
 def layer_tiles(x_ND, matrices, plan, tiles=None) -> dict[str, Tiles]:
-  """Tiles of each kernel, by rule where `tiles` names none.
+  """Tiles of each kernel, measured or by rule where `tiles` names none.
 
   Raises:
     ValueError: an unknown kernel, or tiles that need more shared memory than
       the chip has.
   """
-  products = layer_products(x_ND, matrices, plan)
+  sizes = plan.pair_R.size, *matrices[0].shape
+  products = layer_products(sizes, x_ND.dtype, matrices[1] is not None)
   tiles = tiles or {}
   unknown = set(tiles) - set(products)
   if unknown:
@@ -156,7 +156,10 @@ def layer_tiles(x_ND, matrices, plan, tiles=None) -> dict[str, Tiles]:
       f'tiles names {", ".join(sorted(unknown))}; the kernels are '
       f'{", ".join(products)}.'
     )
-  return {name: checked(tiles.get(name), p) for name, p in products.items()}
+  return {
+    name: settle(OP, name, sizes, tiles.get(name), p)
+    for name, p in products.items()
+  }
 
 
 def _firsts(matrices):

@@ -42,7 +42,7 @@ def up(x_RD, firsts, sizes_E, *, activation, keep, tiles=None, interpret=False):
     pre = [p.astype(dtype) for p in products]
     return hidden(activation, *pair(pre)), *pre[: keep * len(pre)]
 
-  call = _Call('expert_up', fused, finish, tiles, interpret)
+  call = _Call(fused, finish, tiles, interpret)
   h_RF, *kept = call(x_RD, firsts, (), sizes_E)
   return h_RF, pair(kept) if keep else (None, None)
 
@@ -79,7 +79,7 @@ def down_backward(
       each = tpu_parts.keep(each, 1, 0, width - first)
     return *dpre, h * weight, _row_of_sums(each)
 
-  call = _Call('expert_dh', fused, finish, tiles, interpret)
+  call = _Call(fused, finish, tiles, interpret)
   *dpre, weighted_RF, dweight_R = call(
     dy_RD, (w_EFD,), kept, sizes_E, weight_R=weight_R
   )
@@ -90,13 +90,13 @@ def up_work(x_RD, firsts, sizes_E, keep) -> Fused:
   problem = Problem.of('nn', x_RD, firsts[0], sizes_E)
   count = len(firsts)
   arrays, bytes_ = 1 + keep * count, firsts[0].dtype.itemsize
-  return Fused(problem, count, bytes_, arrays, values=2)
+  return Fused('up', problem, count, bytes_, arrays, values=2)
 
 
 def down_backward_work(dy_RD, w_EFD, kept, sizes_E) -> Fused:
   problem = Problem.of('nt', dy_RD, w_EFD, sizes_E)
   arrays = 2 * len(kept) + 1
-  return Fused(problem, 1, w_EFD.dtype.itemsize, arrays, values=6)
+  return Fused('dh', problem, 1, w_EFD.dtype.itemsize, arrays, values=6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +104,13 @@ class _Call:
   """One kernel.
 
   Attributes:
-    name: of the kernel.
-    fused: its sizes.
+    fused: its name and sizes.
     finish: (products, references to what else is read, first column) -> what
       is written, row by row.
     tiles: block sizes, or `None` for those of the chip.
     interpret: see `pallas_call`.
   """
 
-  name: str
   fused: Fused
   finish: Callable
   tiles: tile_shapes.TileShape | None
@@ -216,7 +214,7 @@ class _Call:
         transcendentals=p.rows * outer,
       ),
       interpret=self.interpret,
-      name=self.name,
+      name=f'expert_{self.fused.name}',
     )(plan.group_V, plan.shift_G, plan.starts, a, *matrices, *more_RF)
     if not weight:
       return found

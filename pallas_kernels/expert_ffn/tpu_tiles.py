@@ -13,6 +13,9 @@ from pallas_kernels import chips
 from pallas_kernels.chips import Chip
 from pallas_kernels.grouped_matmul import tile_shapes
 from pallas_kernels.grouped_matmul.tile_shapes import LANES, Problem, TileShape
+from pallas_kernels.tune import store
+
+OP = 'expert_ffn.mosaic_tpu'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Fused:
   """A product of rows with matrices, and what follows it, in one kernel.
 
   Attributes:
+    name: of the kernel, in the store too.
     problem: the product with one matrix.
     matrices: how many share the rows.
     matrix_bytes: of an element; blocks are cast to the dtype of the rows.
@@ -28,6 +32,7 @@ class Fused:
       the products.
   """
 
+  name: str
   problem: Problem
   matrices: int
   matrix_bytes: int
@@ -62,12 +67,23 @@ class Fused:
     )
 
   def choose(self, chip: Chip | str | None = None) -> TileShape:
-    """The fastest tiles for the product alone that leave room for the rest."""
+    """The tiles that were measured, else the first of `candidates`."""
     chip = chips.current('tpu', chip)
+    # D is contracted and F is not, whatever a form calls them.
+    d, f = self.problem.axes
+    key = dataclasses.replace(self.problem, d=d, f=f).key(chip)
+    found = store.tuned(OP, self.name, key)
+    if found is None:
+      return self.candidates(chip)[0]
+    tiles = store.build(TileShape, found)
+    return tile_shapes.settle(self.problem, tiles, chip)
+
+  def candidates(self, chip: Chip) -> list[TileShape]:
+    """Never empty; the fastest for the product alone that leave room first."""
     room = min(tile_shapes.room_bytes(chip), tile_shapes.MOST_BYTES)
     found = tile_shapes.candidates(self.problem, chip)
-    fits = (t for t in found if self.needed_bytes(t) <= room)
-    return next(fits, min(found, key=self.needed_bytes))
+    fits = [t for t in found if self.needed_bytes(t) <= room]
+    return fits or [min(found, key=self.needed_bytes)]
 
   def limit_bytes(self, tiles: TileShape, chip: Chip) -> int | None:
     """What to ask of the compiler, `None` for what it gives unasked."""

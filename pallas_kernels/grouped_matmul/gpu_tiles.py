@@ -8,6 +8,7 @@ import itertools
 import jax.numpy as jnp
 
 from pallas_kernels import chips
+from pallas_kernels.tune import store
 
 # Bytes of shared memory that one program may ask for.
 SHARED_BYTES = chips.SMALLEST['cuda'].fast_bytes
@@ -145,13 +146,30 @@ def candidates(p: Product) -> tuple[Tiles, ...]:
   return tuple(found)
 
 
-def checked(tiles: Tiles | None, p: Product) -> Tiles:
-  """The tiles given, or those by rule.
+def settle(
+  op: str,
+  form: str,
+  sizes: tuple[int, int, int, int],
+  tiles: Tiles | None,
+  p: Product,
+) -> Tiles:
+  """The tiles given, else those measured, else those by rule.
+
+  Args:
+    op: name of the operation in the store.
+    form: which of its products.
+    sizes: rows, groups, D, F; what was measured is found by them.
+    tiles: as given, or `None`.
+    p: the product.
 
   Raises:
     ValueError: the tiles need more shared memory than the chip has.
   """
-  tiles = choose_tiles(p) if tiles is None else tiles
+  if tiles is None:
+    dtype = jnp.dtype(p.dtype).name
+    key = store.Key(chips.current('cuda').name, *sizes, dtype)
+    found = store.tuned(op, form, key)
+    tiles = choose_tiles(p) if found is None else store.build(Tiles, found)
   reason = p.refuses(tiles)
   if reason is not None:
     raise ValueError(f'{reason}.')

@@ -20,7 +20,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.grouped_matmul import gpu_parts as parts
 from pallas_kernels.grouped_matmul.gpu_schedule import bounds, place, schedule
-from pallas_kernels.grouped_matmul.gpu_tiles import Product, Tiles, checked
+from pallas_kernels.grouped_matmul.gpu_tiles import Product, Tiles, settle
+
+OP = 'grouped_matmul.triton'
 
 
 def refuses(a, b, sizes_E) -> str | None:
@@ -51,16 +53,27 @@ def nt(y_RF, w_EDF, sizes_E, *, tiles: Tiles | None = None, interpret=False):
 
 def tn(x_RD, y_RF, sizes_E, *, tiles: Tiles | None = None, interpret=False):
   """[E, D, F]: sum over the rows of e of x_r^T y_r; 0 for an empty group."""
+  sizes = x_RD.shape[0], sizes_E.shape[0], x_RD.shape[1], y_RF.shape[1]
+  tiles = settle(OP, 'tn', sizes, tiles, product_of('tn', sizes, x_RD.dtype))
   (w_EDF,) = sum_of_rows(
     x_RD, (y_RF,), sizes_E, tiles=tiles, interpret=interpret
   )
   return w_EDF
 
 
+def product_of(form, sizes, dtype) -> Product:
+  """What tiles of a form are chosen for; `sizes` are rows, groups, D, F."""
+  rows, groups, d, f = sizes
+  mean = -(-rows // groups)
+  m, n, k = dict(nn=(mean, f, d), nt=(mean, d, f), tn=(d, f, mean))[form]
+  return Product(m, n, k, dtype)
+
+
 def _rows(a_RK, b, sizes_E, tiles, interpret, transposed):
-  rows, k = a_RK.shape
-  experts, n = b.shape[0], b.shape[1 if transposed else 2]
-  tiles = checked(tiles, Product(-(-rows // experts), n, k, a_RK.dtype))
+  rows, experts = a_RK.shape[0], b.shape[0]
+  n, form = b.shape[1 if transposed else 2], 'nt' if transposed else 'nn'
+  sizes = rows, *b.shape
+  tiles = settle(OP, form, sizes, tiles, product_of(form, sizes, a_RK.dtype))
   plan = schedule(sizes_E, rows, tiles.block_m, rest=True)
   grid = plan.group_J.size, -(-n // tiles.block_n)
 
@@ -90,7 +103,7 @@ def _rows(a_RK, b, sizes_E, tiles, interpret, transposed):
 
   return call(
     kernel,
-    'grouped_nt' if transposed else 'grouped_nn',
+    f'grouped_{form}',
     grid,
     parts.shaped((rows, n), a_RK.dtype, a_RK, b, plan),
     tiles,
@@ -105,7 +118,7 @@ def sum_of_rows(
   *,
   a_at=None,
   b_at=None,
-  tiles: Tiles | None = None,
+  tiles: Tiles,
   interpret=False,
   name='grouped_tn',
 ):
@@ -117,15 +130,13 @@ def sum_of_rows(
     sizes_E: int32 [E].
     a_at: int32 [R], the row of `a` that is meant by row r; `None` is r.
     b_at: the same for `bs`.
-    tiles: block sizes; `None` chooses.
+    tiles: block sizes.
     interpret: runs on any platform, slowly.
     name: of the kernel.
   """
   tables = [t for t in (a_at, b_at) if t is not None]
   rows = tables[0].shape[0] if tables else a.shape[0]
   experts, m, n = sizes_E.shape[0], a.shape[1], bs[0].shape[1]
-  product = Product(m, n, -(-rows // experts), a.dtype, rights=len(bs))
-  tiles = checked(tiles, product)
   starts_E, ends_E = bounds(sizes_E, rows)
   blocks_m, blocks_n = -(-m // tiles.block_m), -(-n // tiles.block_n)
 

@@ -78,6 +78,11 @@ class Problem:
     """Of all rows, in groups without padding."""
     return 2 * self.rows * self.d * self.f
 
+  def key(self, chip: Chip) -> store.Key:
+    """What measured tiles are found by."""
+    dtype = {2: 'bfloat16', 4: 'float32'}[self.itemsize]
+    return store.Key(chip.name, self.rows, self.groups, self.d, self.f, dtype)
+
   @property
   def least_rows(self) -> int:
     """Rows of the smallest tile: one packed register, or all there are."""
@@ -90,9 +95,7 @@ OP = 'grouped_matmul.mosaic_tpu'
 def choose_tiles(problem: Problem, chip: Chip | str | None = None) -> TileShape:
   """The tiles that were measured to be fastest, else those of `modelled`."""
   p, chip = problem, chips.current('tpu', chip)
-  dtype = {2: 'bfloat16', 4: 'float32'}[p.itemsize]
-  key = store.Key(chip.name, p.rows, p.groups, p.d, p.f, dtype)
-  found = store.tuned(OP, p.form, key)
+  found = store.tuned(OP, p.form, p.key(chip))
   if found is None:
     return modelled(p, chip)
   return settle(p, store.build(TileShape, found), chip)

@@ -5,13 +5,13 @@ tells, by layer and direction, what the compiler says it costs and what is
 ideal. Matrices are f32 and tokens bf16.
 """
 
-import dataclasses
 import sys
-
-from topology import devices, tell
 
 
 def main(topology, *names):
+  # Before anything else imports jax.
+  from topology import devices, tell
+
   device = devices(topology)[0]
   import jax
 
@@ -37,35 +37,14 @@ def cost(layer, direction, where, fast_bytes):
   results. What is reserved, `heap_bytes`, can be more where the compiler
   packs arrays with gaps: `temp_size_in_bytes` counts the gaps twice.
   """
-  import jax
-  import jax.numpy as jnp
-
   from pallas_kernels.expert_ffn import memory
 
-  params, x, context, apply = build(layer, where)
-
-  # What is returned is added to what is there, as in a residual stream or in
-  # sums of gradients: a result with memory of its own would serve for
-  # something else before it is there.
-  def forward(params, x, context):
-    return x + apply(params, x, context)
-
-  def both(sums, params, x, context):
-    y, pull = jax.vjp(lambda params, x: apply(params, x, context), params, x)
-    # The gradient of a layer depends on its output; this is the shortest way.
-    return jax.tree.map(jnp.add, sums, pull(y))
-
   backward = direction == 'both'
-  if backward:
-    jitted = jax.jit(both, donate_argnums=0)
-    lowered = jitted.lower((params, x), params, x, context)
-  else:
-    lowered = jax.jit(forward, donate_argnums=1).lower(params, x, context)
-  compiled = lowered.compile()
+  compiled = compile_layer(layer, backward, where, 'bfloat16')
   stats = compiled.memory_analysis()
   outside = stats.argument_size_in_bytes + stats.output_size_in_bytes
   live = stats.peak_memory_in_bytes - outside + stats.alias_size_in_bytes
-  problem = memory.Problem(*dataclasses.astuple(layer))
+  problem = memory.Problem(layer)
   router = 2 * layer.tokens * layer.d * layer.experts
   ideal = layer.flops() + backward * layer.flops(backward=True)
   return {
@@ -78,7 +57,35 @@ def cost(layer, direction, where, fast_bytes):
   }
 
 
-def build(layer, where):
+def compile_layer(layer, backward, where, dtype):
+  """The layer on tokens of `dtype`, compiled; forward, or both ways.
+
+  What is returned is added to what is there, as in a residual stream or in
+  sums of gradients: a result with memory of its own would serve for something
+  else before it is there.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  params, x, context, apply = build(layer, where, dtype)
+
+  def forward(params, x, context):
+    return x + apply(params, x, context)
+
+  def both(sums, params, x, context):
+    y, pull = jax.vjp(lambda params, x: apply(params, x, context), params, x)
+    # The gradient of a layer depends on its output; this is the shortest way.
+    return jax.tree.map(jnp.add, sums, pull(y))
+
+  if backward:
+    jitted = jax.jit(both, donate_argnums=0)
+    lowered = jitted.lower((params, x), params, x, context)
+  else:
+    lowered = jax.jit(forward, donate_argnums=1).lower(params, x, context)
+  return lowered.compile()
+
+
+def build(layer, where, dtype):
   """Abstract parameters, tokens and context, and the layer as a function."""
   import flax.linen as nn
   import jax
@@ -100,7 +107,7 @@ def build(layer, where):
   def here(shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-  x = here((1, layer.tokens, layer.d), jnp.bfloat16)
+  x = here((1, layer.tokens, layer.d), dtype)
   ids = here((1, layer.tokens), jnp.int32)
   context = Context(ids, ids, ids, train=True)
   shapes = jax.eval_shape(moe.init, jax.random.key(0), x, context)

@@ -10,6 +10,7 @@ import pytest
 
 from pallas_kernels.expert_ffn import memory
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS, expert_ffn
+from pallas_kernels.expert_ffn.shapes import Layer
 
 IMPLEMENTATIONS = [None, 'rows', 'reference']
 # name -> N, D, F, E, K
@@ -258,7 +259,7 @@ def test_the_memory_model_knows_what_is_kept(gated):
     lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
   )
   leaves = [a for a in jax.tree.leaves(pull) if hasattr(a, 'dtype')]
-  problem = memory.Problem(64, 32, 16, 4, 8, gated=gated)
+  problem = memory.Problem(Layer(64, 32, 16, 4, 8), gated=gated)
   # Parameters are the caller's; nothing is a copy of them in another dtype.
   parameters = 4 * problem.matrix_elements
   assert sum(a.nbytes for a in leaves) == memory.kept(problem) + parameters

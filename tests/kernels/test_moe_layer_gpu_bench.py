@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.expert_ffn.api import expert_ffn
-
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments/2026_11_moe_layer_gpu'
 
 
@@ -54,8 +52,24 @@ def test_all_of_the_published_shapes_are_timed(bench):
 def test_the_torch_side_computes_the_same_layer(bench):
   torch = pytest.importorskip('torch')
   side = _module('torch_side')
-  x, matrices, ids, weights, _ = bench.inputs((24, 16, 16, 4, 2), jnp.float32)
-  args = [torch.tensor(np.asarray(a)) for a in (x, *matrices, ids, weights)]
-  args[4] = args[4].long()
-  want = expert_ffn(x, *matrices, ids, weights, activation=jax.nn.silu)
-  np.testing.assert_allclose(side.layer(*args), want, atol=1e-5)
+  x, matrices, ids, weights, dy = bench.inputs((24, 16, 16, 4, 2), jnp.float32)
+  want = bench.definition(x, matrices, ids, weights, dy)
+  arrays = x, *matrices, weights, dy
+  *wanted, dy = (torch.tensor(np.asarray(a)) for a in arrays)
+  x, gate, up, down, weights = (a.requires_grad_() for a in wanted)
+  ids = torch.tensor(np.asarray(ids)).long()
+  for layer in (side.layer, side.definition):
+    y = layer(x, torch.cat([gate, up], 2), down, ids, weights)
+    got = y.detach(), *torch.autograd.grad(y, wanted, dy)
+    for a, b in zip(got, jax.tree.leaves(want), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+
+
+def test_the_scattering_side_computes_the_same_layer(monkeypatch):
+  monkeypatch.setenv('TRITON_INTERPRET', '1')
+  torch = pytest.importorskip('torch')
+  pytest.importorskip('triton')
+  side, scatter = _module('torch_side'), _module('scatter_side')
+  for shape in ((24, 16, 16, 4, 2), (70, 20, 24, 7, 3), (1, 16, 5, 40, 2)):
+    error = side.difference(scatter.layer, shape, 'cpu', torch.float32)
+    assert error < 1e-5

@@ -1,5 +1,7 @@
 """Measured tiles: what is picked, what is stored, and who uses it."""
 
+import dataclasses
+import functools
 import json
 
 import jax
@@ -8,11 +10,20 @@ import numpy as np
 import pytest
 
 from pallas_kernels import chips
-from pallas_kernels.grouped_matmul import cpu, tile_shapes, tiles
+from pallas_kernels.expert_ffn import cpu as layer_cpu
+from pallas_kernels.expert_ffn import pallas_gpu as layer_gpu
+from pallas_kernels.expert_ffn import tpu_kernels, tpu_tiles
+from pallas_kernels.grouped_matmul import (
+  cpu,
+  gpu_tiles,
+  pallas_gpu,
+  tile_shapes,
+  tiles,
+)
 from pallas_kernels.grouped_matmul.api import grouped_matmul
 from pallas_kernels.grouped_matmul.tile_shapes import Problem, TileShape
 from pallas_kernels.tune import __main__ as command
-from pallas_kernels.tune import measure, spaces, store, tuner
+from pallas_kernels.tune import measure, operands, spaces, store, tuner
 
 ENTRY = {
   'choice': {'step': 32, 'most': 128},
@@ -75,7 +86,7 @@ def test_candidates_take_turns():
 def _fake_space(costs, machine):
   """A kernel whose tile `rows` takes costs[rows] seconds."""
 
-  def call(form, a, b, sizes_E, choice):
+  def call(form, a, b, case, choice):
     def wait(a):
       machine.now += costs[choice['rows']]
       return a
@@ -84,6 +95,7 @@ def _fake_space(costs, machine):
 
   return spaces.Space(
     op='fake',
+    forms={'nn': 1, 'nt': 1, 'tn': 1},
     chip=lambda: 'a chip',
     candidates=lambda problem: [{'rows': rows} for rows in costs],
     call=call,
@@ -166,6 +178,83 @@ def test_the_kernel_on_tpu_uses_what_is_stored(file):
   assert tile_shapes.choose_tiles(p, 'v6e') == tile_shapes.modelled(p, 'v6e')
 
 
+def _layer(dtype, form='forward'):
+  """Operands and a plan of a layer of SHAPE."""
+  p = Problem(form, *SHAPE, jnp.dtype(dtype).itemsize)
+  return operands.layer(p, dtype, 0), operands.plan(p, 0, 0.0)
+
+
+@pytest.mark.parametrize('form', ['forward', 'backward'])
+def test_the_layer_on_cpu_uses_what_is_stored(form, file):
+  (space, *_) = spaces.SPACES['expert_ffn']
+  args, plan = _layer('float32', form)
+
+  def loops(**steps):
+    x, matrices, weights, kept, dy = args
+    rest = (kept, dy) if form == 'backward' else ()
+    keep = {} if rest else {'keep': True}
+    run = functools.partial(
+      getattr(layer_cpu, form), activation=jax.nn.silu, **keep, **steps
+    )
+    jaxpr = jax.make_jaxpr(run)(x, matrices, weights, plan, *rest)
+    return str(jaxpr).count('while[')
+
+  assert loops() == 2
+  store.put(file, {_key().text(space.op, form): ENTRY})
+  assert loops() == 4
+  assert loops(steps=tiles.RowSteps(64, 64)) == 1
+
+
+def test_the_kernels_on_gpu_use_what_is_stored(file):
+  choice = {**dict.fromkeys(('block_m', 'block_n', 'block_k'), 16)}
+  entry, other = {**ENTRY, 'choice': choice}, gpu_tiles.Tiles(32, 32, 32)
+  (x, matrices, *_), plan = _layer('bfloat16')
+  by_rule = layer_gpu.layer_tiles(x, matrices, plan)
+  key = _key(dtype='bfloat16', chip='h100')
+  store.put(file, {key.text(layer_gpu.OP, 'dh'): entry})
+  found = layer_gpu.layer_tiles(x, matrices, plan, {'up': other})
+  assert found == by_rule | {'up': other, 'dh': gpu_tiles.Tiles(16, 16, 16)}
+  store.put(file, {key.text(pallas_gpu.OP, 'tn'): entry})
+  product = pallas_gpu.product_of('tn', SHAPE, jnp.bfloat16)
+  for form, want in (('tn', gpu_tiles.Tiles(16, 16, 16)), ('nn', None)):
+    got = gpu_tiles.settle(pallas_gpu.OP, form, SHAPE, None, product)
+    assert got == (want or gpu_tiles.choose_tiles(product))
+
+
+def test_the_fused_kernels_on_tpu_use_what_is_stored(file):
+  rows = jax.ShapeDtypeStruct((4096, 512), jnp.bfloat16)
+  down = jax.ShapeDtypeStruct((8, 1024, 512), jnp.bfloat16)
+  sizes = jax.ShapeDtypeStruct((8,), jnp.int32)
+  pre = jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16)
+  work = tpu_kernels.down_backward_work(rows, down, [pre, pre], sizes)
+  by_model, other, *_ = work.candidates(chips.CHIPS['v5e'])
+  assert work.choose('v5e') == by_model
+  choice = dataclasses.asdict(other)
+  key = store.Key('v5e', 4096, 8, 512, 1024, 'bfloat16')
+  store.put(file, {key.text(tpu_tiles.OP, 'dh'): {**ENTRY, 'choice': choice}})
+  assert work.choose('v5e') == other
+
+
+@pytest.mark.parametrize(
+  'op, at', [(o, a) for o in spaces.SPACES for a in (1, 2)]
+)
+def test_calls_for_machines_that_are_not_here_give_what_cpu_gives(op, at, file):
+  here, space = spaces.SPACES[op][0], spaces.SPACES[op][at]
+  assert space.chip() is None
+
+  def results(space, form, p, args):
+    call = functools.partial(space.call, form)
+    choice = space.candidates(p)[0]
+    return jax.eval_shape(lambda *args: call(*args, choice), *args)
+
+  for form, products in space.forms.items():
+    p = Problem(form, *SHAPE, 2)
+    case = jax.tree.map(jnp.asarray, space.case(p, 0, 1.0))
+    args = *space.operands(p, 'bfloat16', 0), case
+    form_here = {3: 'forward', 6: 'backward'}.get(products, form)
+    assert results(space, form, p, args) == results(here, form_here, p, args)
+
+
 def test_tiles_that_do_not_fit_the_chip_are_refused(file):
   p = Problem('nn', 4096, 8, 512, 1024, 2)
   key = store.Key('v4', 4096, 8, 512, 1024, 'bfloat16')
@@ -234,13 +323,18 @@ def _run_command(*arguments):
   command.run(flags(['tune', *arguments]))
 
 
-def test_the_command_measures_and_stores(file, monkeypatch, capsys):
+@pytest.mark.parametrize(
+  'op, form', [('grouped_matmul', 'nn'), ('expert_ffn', 'forward')]
+)
+def test_the_command_measures_and_stores(op, form, file, monkeypatch, capsys):
   two = [{'step': 64, 'most': 64}, {'step': 128, 'most': 128}]
-  space = spaces.SPACES['grouped_matmul'][0]
-  fewer = spaces.dataclasses.replace(space, candidates=lambda problem: two)
-  monkeypatch.setitem(spaces.SPACES, 'grouped_matmul', (fewer,))
-  _run_command('--shape=256,4,8,16', '--form=nn', '--rounds=1')
-  assert store.tuned(cpu.OP, 'nn', _key()) in two
+  space = spaces.SPACES[op][0]
+  fewer = dataclasses.replace(space, candidates=lambda problem: two)
+  monkeypatch.setitem(spaces.SPACES, op, (fewer,))
+  _run_command(
+    f'--op={op}', '--shape=256,4,8,16', f'--form={form}', '--rounds=1'
+  )
+  assert store.tuned(space.op, form, _key()) in two
   told = capsys.readouterr().out
   assert told.count(' GFLOP/s') == 2 and str(file) in told
 
@@ -252,6 +346,7 @@ def test_the_command_measures_and_stores(file, monkeypatch, capsys):
     (('--shape=3,4,5',), 'four positive integers'),
     (('--shape=3,4,5,x',), 'four positive integers'),
     (('--shape=3,4,5,0',), 'four positive integers'),
+    (('--shape=1,1,1,1', '--form=up'), '--form=up is none of grouped_matmul'),
     (('--op=sort', '--shape=1,1,1,1'), "op='sort' has no tiles to tune"),
     (('--shape=1,1,1,1', 'more'), "what is 'more'"),
   ],
