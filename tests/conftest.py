@@ -104,6 +104,19 @@ def small():
   )
 
 
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """Spares most of the time of LLVM, for what does not depend on it.
+
+  XLA makes the same program of fused operations; only their machine code is
+  less optimised. Not for claims on the CPU's own kernels, on bits, on memory or
+  on time.
+  """
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture
 def one_device(monkeypatch):
   """Lets a run believe that there is one device."""

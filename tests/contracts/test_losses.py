@@ -27,12 +27,15 @@ def plain(outputs, batch):
   return jnp.where(valid, nll, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def both_ways(loss, outputs, batch):
+  """Value and gradients of a loss."""
+  return jax.value_and_grad(loss)(outputs, batch)
+
+
 def both(loss, outputs, batch):
   """(value, gradients) of the loss and of the formula."""
-  return [
-    jax.jit(jax.value_and_grad(lambda o, f=f: f(o, batch)))(outputs)
-    for f in (loss, plain)
-  ]
+  return [both_ways(f, outputs, batch) for f in (loss, plain)]
 
 
 def close(got, want, rtol=2e-5, atol=1e-7):
@@ -52,9 +55,7 @@ def test_chunks_change_neither_the_loss_nor_its_gradients(chunk_tokens, small):
 def test_a_vocabulary_of_one_has_loss_zero(loss, small):
   batch = small.rows(0, padding=(3, 0))
   batch['targets'][:] = 0
-  value, gradient = jax.value_and_grad(lambda o: loss(o, batch))(
-    outputs(vocab=1)
-  )
+  value, gradient = both_ways(loss, outputs(vocab=1), batch)
   assert value == 0
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
@@ -70,8 +71,8 @@ def test_bf16_activations_give_a_f32_loss_and_bf16_gradients(loss, small):
   batch = small.rows(0, padding=(3, 0))
   narrow = outputs(dtype='bfloat16')
   wide = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
-  value, gradient = jax.value_and_grad(lambda o: loss(o, batch))(narrow)
-  exact, want = jax.value_and_grad(lambda o: plain(o, batch))(wide)
+  value, gradient = both_ways(loss, narrow, batch)
+  exact, want = both_ways(plain, wide, batch)
   assert value.dtype == jnp.float32
   np.testing.assert_allclose(value, exact, rtol=1e-5)
   for a, b in zip(
@@ -84,7 +85,7 @@ def test_bf16_activations_give_a_f32_loss_and_bf16_gradients(loss, small):
 
 def test_a_batch_of_padding_has_loss_and_gradients_zero(loss, small):
   batch = small.rows(0, padding=(8,))
-  value, gradient = jax.value_and_grad(lambda o: loss(o, batch))(outputs())
+  value, gradient = both_ways(loss, outputs(), batch)
   assert value == 0
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
@@ -94,16 +95,18 @@ def test_padding_may_hold_nan(loss, small):
   clean = outputs()
   padded = (batch['segments'] == 0)[..., None]
   dirty = clean.replace(hidden_BTD=jnp.where(padded, jnp.nan, clean.hidden_BTD))
-  compute = jax.jit(jax.value_and_grad(lambda o: loss(o, batch)))
-  close(compute(dirty), compute(clean), rtol=0, atol=0)
+  results = (both_ways(loss, o, batch) for o in (dirty, clean))
+  close(*results, rtol=0, atol=0)
 
 
 def test_the_gradient_follows_what_multiplies_the_loss(small):
   batch = small.rows(0)
-  single, triple = (
-    jax.grad(lambda o, c=c: c * losses.cross_entropy(o, batch))(outputs())
-    for c in (1.0, 3.0)
-  )
+
+  @jax.jit
+  def gradient(c):
+    return jax.grad(lambda o: c * losses.cross_entropy(o, batch))(outputs())
+
+  single, triple = gradient(1.0), gradient(3.0)
   close(triple, jax.tree.map(lambda a: 3 * a, single))
 
 

@@ -28,7 +28,7 @@ def forced(router, small, length=64, padding=(0,)):
   batch = small.rows(0, length=length, padding=padding)
   x = jax.random.normal(jax.random.key(0), (2 * length, D))
   ctx = small.context(batch, train=True)
-  variables = jax.tree.map(jnp.asarray, router.init(jax.random.key(1), x, ctx))
+  variables = jax.jit(router.init)(jax.random.key(1), x, ctx)
   apply = functools.partial(router.apply, x_ND=x, ctx=ctx)
   return jax.jit(apply)(variables), np.asarray(ctx.valid_N), variables, apply
 
