@@ -111,6 +111,23 @@ def attention(heads: int, kv_heads: int | None = None, **fields) -> ConfigDict:
   )
 
 
+def kda(heads: int, head_dim: int, **fields) -> ConfigDict:
+  """Kimi Delta Attention as published; gates of rank `head_dim`."""
+  parts = dict(
+    rule=node('mixers.rules.kda'),
+    decay=node('mixers.decays.Softplus', rank=head_dim),
+    write=node('mixers.writes.Sigmoid'),
+    gate=node('mixers.gates.Elementwise', rank=head_dim),
+    norm_epsilon=1e-5,
+  )
+  return node(
+    'mixers.LinearAttention',
+    heads=heads,
+    head_dim=head_dim,
+    **(parts | fields),
+  )
+
+
 def dense(hidden: int) -> ConfigDict:
   """A dense gated feed-forward."""
   return node('moe.Dense', expert=node('experts.Glu', hidden=hidden))
@@ -144,8 +161,8 @@ def moe(
   return node('moe.Moe', **(parts | fields))
 
 
-def block(mixer: ConfigDict, ffn: ConfigDict) -> ConfigDict:
-  """A pre-norm block."""
+def block(mixer: ConfigDict, ffn: ConfigDict | None) -> ConfigDict:
+  """A pre-norm block; without a feed-forward if that is None."""
   return node('blocks.PreNorm', mixer=mixer, ffn=ffn)
 
 
@@ -158,6 +175,25 @@ def uniform(layer: ConfigDict, layers: int, **fields: Any) -> ConfigDict:
     repeats=layers,
     **fields,
   )
+
+
+def layers(
+  config: ConfigDict,
+  middle: ConfigDict,
+  repeats: int,
+  *,
+  first: ConfigDict | None = None,
+  last: ConfigDict | None = None,
+) -> ConfigDict:
+  """Replaces the blocks of a config: first, middle x repeats, last."""
+  model, blocks = config.model, {'middle': middle}
+  model.pattern, model.repeats = ('middle',), repeats
+  if first is not None:
+    blocks['first'], model.prefix = first, ('first',)
+  if last is not None:
+    blocks['last'], model.suffix = last, ('last',)
+  model.blocks = ConfigDict(blocks)
+  return config
 
 
 def two_steps(config: ConfigDict) -> ConfigDict:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax import stats
-from moejax.nn import Projection
+from moejax.mixers.low_rank import logits, logits_flops
+from moejax.nn import Projection, activations
 from moejax.types import Chosen, Context
 
-__all__ = ['HeadMixture', 'Sigmoid']
+__all__ = ['Elementwise', 'HeadMixture', 'Sigmoid']
 
 
 class Sigmoid(nn.Module):
@@ -44,6 +45,33 @@ class Sigmoid(nn.Module):
   def flops(self, width: int, heads: int, size: int) -> float:
     """Forward FLOPs per token."""
     return 2 * width * heads * (1 if self.headwise else size)
+
+
+class Elementwise(nn.Module):
+  """y * activation(x W), or y * activation(x U W), the factor in f32.
+
+  Source: 2412.06464 fig. 1 with SiLU; 2510.26692 eq. 10 with a sigmoid and a
+  rank.
+
+  Attributes:
+    activation: of the factor.
+    rank: of U W; None for one matrix.
+  """
+
+  activation: Callable = activations.sigmoid
+  rank: int | None = None
+
+  @nn.compact
+  def __call__(
+    self, y_BTHV: jax.Array, x_BTD: jax.Array, ctx: Context
+  ) -> jax.Array:
+    del ctx
+    factor = self.activation(logits(x_BTD, y_BTHV.shape[2:], self.rank))
+    return (y_BTHV * factor).astype(y_BTHV.dtype)
+
+  def flops(self, width: int, heads: int, size: int) -> float:
+    """Forward FLOPs per token."""
+    return logits_flops(width, (heads, size), self.rank)
 
 
 class HeadMixture(nn.Module):

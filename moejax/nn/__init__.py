@@ -1,7 +1,7 @@
 """Pieces that several slots share."""
 
 from moejax.nn import activations
-from moejax.nn.norm import RmsNorm
+from moejax.nn.norm import RmsNorm, rms_norm
 from moejax.nn.projection import (
   Projection,
   contract,
@@ -19,5 +19,6 @@ __all__ = [
   'contract',
   'expert_matrix',
   'matrix_init',
+  'rms_norm',
   'rotate',
 ]

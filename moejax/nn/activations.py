@@ -4,9 +4,19 @@ import jax
 import jax.numpy as jnp
 
 
+def identity(x: jax.Array) -> jax.Array:
+  """x itself."""
+  return x
+
+
 def silu(x: jax.Array) -> jax.Array:
   """x * sigmoid(x).  Source: 1702.03118."""
   return jax.nn.silu(x)
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+  """1 / (1 + exp(-x))."""
+  return jax.nn.sigmoid(x)
 
 
 def gelu(x: jax.Array) -> jax.Array:

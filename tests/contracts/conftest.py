@@ -60,6 +60,9 @@ def required():
     'select': routers.select.top_k,
     'weigh': routers.weigh.softmax,
     'inner': router(),
+    'rule': mixers.rules.kda,
+    'decay': mixers.decays.Softplus(rank=3),
+    'write': mixers.writes.Sigmoid(),
     'mixer': mixers.Attention(heads=4, kv_heads=2),
     'ffn': moe.Dense(experts.Glu(hidden=12)),
   }
@@ -81,7 +84,7 @@ def make(member):
   known = required()
   if isinstance(member, type):
     names = [n for n, needed in build.known_fields(member).items() if needed]
-    asked = ('ffn', 'num_experts')
+    asked = ('decay', 'ffn', 'num_experts', 'write')
     names += [n for n in asked if n in build.known_fields(member)]
     return member(**{name: known[name] for name in set(names)})
   names = [

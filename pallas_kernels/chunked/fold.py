@@ -1,0 +1,95 @@
+"""Sequences as groups of chunks, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chunked.inputs import wide_dtype
+
+# Numbers of one array [m, N, C, K]: a dozen such stay in a cache.
+GROUP = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """How [B, T, heads, D] becomes [groups, m, N, C, D].
+
+  Attributes:
+    groups: of chunks.
+    m: chunks of a group.
+    N: rows times value heads.
+    C: tokens of a chunk.
+    B: rows.
+    T: tokens of a row; those past it, in the last chunk, are padding.
+    shared: value heads of a key head.
+    channels: of the decay; 1 if all share it, or there is none.
+  """
+
+  groups: int
+  m: int
+  N: int
+  C: int
+  B: int
+  T: int
+  shared: int
+  channels: int
+
+  @classmethod
+  def of(cls, q, v, log_decay, chunk):
+    B, T, H, K = q.shape
+    G, V = v.shape[2:]
+    per_channel = log_decay is not None and log_decay.ndim == 4
+    C = chunk or 32
+    chunks = -(-T // C)
+    size = B * G * C * max(K, V)
+    groups = -(-chunks // max(1, min(chunks, GROUP // size)))
+    m = -(-chunks // groups)
+    channels = K if per_channel else 1
+    return cls(-(-chunks // m), m, B * G, C, B, T, G // H, channels)
+
+  def all(self, q, k, v, log_decay, beta):
+    return tuple(
+      None if x is None else self.fold(x) for x in (q, k, v, log_decay, beta)
+    )
+
+  def fold(self, x):
+    """Padded by zeros, which change no state."""
+    x = x.reshape(*x.shape[:3], -1)
+    padding = self.groups * self.m * self.C - self.T
+    x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    x = x.reshape(self.B, self.groups, self.m, self.C, *x.shape[2:])
+    x = x.transpose(1, 2, 0, 4, 3, 5)
+    return x.reshape(self.groups, self.m, -1, self.C, x.shape[-1])
+
+  def unfold(self, x):
+    x = x.reshape(self.groups, self.m, self.B, -1, *x.shape[3:])
+    x = x.transpose(2, 0, 1, 4, 3, 5)
+    return x.reshape(self.B, -1, *x.shape[4:])[:, : self.T]
+
+  def state(self, state):
+    return state.reshape(self.N, *state.shape[2:])
+
+  def flat(self, tree):
+    """[m, N, ..] -> [m N, ..]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+  def steps(self, tree):
+    """Undoes `flat`."""
+    return jax.tree.map(lambda x: x.reshape(self.m, self.N, *x.shape[1:]), tree)
+
+  def wide(self, x):
+    """A group's inputs [m N, C, .], in the dtype of sums, per value head."""
+    dtype = wide_dtype(x[2].dtype)
+    q, k, *rest = x
+    q, k = (jnp.repeat(x, self.shared, axis=1) for x in (q, k))
+    return [
+      None if x is None else self.flat(x).astype(dtype) for x in (q, k, *rest)
+    ]
+
+  def key_heads(self, x):
+    """[m N, C, K] of value heads, summed for each key head: [m, N', C, K]."""
+    x = x.reshape(self.m, -1, self.shared, *x.shape[1:])
+    return x[:, :, 0] if self.shared == 1 else x.sum(2)
