@@ -72,15 +72,18 @@ def backward(q, k, v, positions, segments, y, dy, *, window, scale):
   mask = causal_mask(positions, segments, window)
 
   def grouped(q, k, v):
-    return _grouped(q, k, v, mask, scale)
+    *core, grouped_mask = _grouped(q, k, v, mask, scale)
+    return core, grouped_mask
 
-  core, pull, mask = jax.vjp(
-    lambda *args: (grouped(*args)[:3], grouped(*args)[3]),
-    q, k, v, has_aux=True,
-  )  # fmt: skip
+  core, pull, mask = jax.vjp(grouped, q, k, v, has_aux=True)
   groups = k.shape[2]
-  y, dy = (_by_group(a, groups).astype(jnp.float32) for a in (y, dy))
-  return pull(_backward((*core, mask, y), dy)[:3])
+  dy = _by_group(dy, groups).astype(jnp.float32)
+  if y.dtype == jnp.float32:
+    y = _by_group(y, groups)
+  else:  # It was rounded; one product more gives what it was before.
+    y = _forward(*core, mask)[0]
+  *grads, _ = _backward((*core, mask, y), dy)
+  return pull(grads)
 
 
 def _grouped(q_BTHK, k_BSGK, v_BSGV, mask, scale):

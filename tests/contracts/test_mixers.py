@@ -140,7 +140,9 @@ def test_gated_attention_keeps_the_contract_of(check, gate):
 # Attention.
 
 
-def naive(p, x, segments, positions, heads, kv_heads, window, qk_norm, theta):
+def naive(
+  p, x, segments, positions, heads, kv_heads, window, qk_norm, theta, frac
+):
   """Softmax attention token by token, in float64."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), p)
   x = np.asarray(x, np.float64)
@@ -150,8 +152,8 @@ def naive(p, x, segments, positions, heads, kv_heads, window, qk_norm, theta):
     return v / np.sqrt((v**2).mean() + 1e-6) * scale
 
   def turn(v, position):
-    half = size // 2
-    out = np.empty(size)
+    half = round(size * frac) // 2
+    out = v.copy()
     for i in range(half):
       angle = position * theta ** (-i / half)
       c, s = np.cos(angle), np.sin(angle)
@@ -184,11 +186,15 @@ def naive(p, x, segments, positions, heads, kv_heads, window, qk_norm, theta):
 
 
 @pytest.mark.parametrize(
-  'kv_heads,window,qk_norm,head_dim',
-  [(2, None, True, None), (1, 3, True, 6), (4, 1, False, None)],
+  'kv_heads,window,qk_norm,head_dim,frac',
+  [
+    (2, None, True, None, 1.0),
+    (1, 3, True, 6, 2 / 3),
+    (4, 1, False, None, 0.0),
+  ],
 )
 def test_attention_equals_a_loop_in_float64(
-  kv_heads, window, qk_norm, head_dim
+  kv_heads, window, qk_norm, head_dim, frac
 ):
   module = Attention(
     heads=4,
@@ -197,6 +203,7 @@ def test_attention_equals_a_loop_in_float64(
     qk_norm=qk_norm,
     head_dim=head_dim,
     rope_theta=100.0,
+    rope_frac=frac,
   )
   segments = np.array([[1] * 4 + [2] * 6, [1] * 8 + [0] * 2])
   positions = np.array([[*range(4), *range(6)], [*range(8), 0, 0]])
@@ -211,6 +218,7 @@ def test_attention_equals_a_loop_in_float64(
     window=window,
     qk_norm=qk_norm,
     theta=100.0,
+    frac=frac,
   )
   real = segments > 0
   np.testing.assert_allclose(got[real], want[real], rtol=2e-5, atol=2e-6)
