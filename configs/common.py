@@ -182,10 +182,22 @@ def uniform(layer: ConfigDict, layers: int, **fields: Any) -> ConfigDict:
   )
 
 
-def layout(config: ConfigDict, *order: str, **blocks: ConfigDict) -> ConfigDict:
-  """Replaces the layers of a config: `blocks` by name, once each in `order`."""
-  config.model.blocks = ConfigDict(blocks)
-  config.model.pattern, config.model.repeats = order, 1
+def layers(
+  config: ConfigDict,
+  middle: ConfigDict,
+  repeats: int,
+  *,
+  first: ConfigDict | None = None,
+  last: ConfigDict | None = None,
+) -> ConfigDict:
+  """Replaces the blocks of a config: first, middle x repeats, last."""
+  model, blocks = config.model, {'middle': middle}
+  model.pattern, model.repeats = ('middle',), repeats
+  if first is not None:
+    blocks['first'], model.prefix = first, ('first',)
+  if last is not None:
+    blocks['last'], model.suffix = last, ('last',)
+  model.blocks = ConfigDict(blocks)
   return config
 
 

@@ -64,6 +64,16 @@ def per_layer(sown: Mapping[str, Any]) -> dict[str, list[list[jax.Array]]]:
   return _grouped(sown)
 
 
+def in_order(groups: list[list[jax.Array]]) -> list[jax.Array]:
+  """One of `per_layer` as a list, in the order of the layers."""
+  return [
+    block[repeat]
+    for group in groups
+    for repeat in range(group[0].shape[0])
+    for block in group
+  ]
+
+
 def merge(total, part, share):
   """Adds a micro-batch: counts as they are, means by its share of tokens."""
   return {

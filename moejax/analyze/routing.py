@@ -40,13 +40,7 @@ def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
   with nn.intercept_methods(observe):
     _, written = model.apply(variables, ctx, mutable=['stats'])
   groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])
-  # A group is the blocks of a period, each [repeats, N, K].
-  return [
-    block[repeat]
-    for group in groups
-    for repeat in range(group[0].shape[0])
-    for block in group
-  ]
+  return stats.in_order(groups)
 
 
 def counts_by_token(

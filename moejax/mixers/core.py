@@ -8,6 +8,8 @@ import jax
 from moejax.mixers.cache import Places
 from moejax.nn import attend
 from moejax.types import Context
+from pallas_kernels.attention.api import attention
+from pallas_kernels.attention.masked import visible
 
 
 class Core(nn.Module):
@@ -41,21 +43,13 @@ class Core(nn.Module):
       ctx: of the call.
       places: where keys and values stand; None for the tokens of the call.
     """
-    if places is None:
-      places = Places((), ctx.positions_BT, ctx.segments_BT)
     k, v = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
-    mask = seen(ctx, places, self.window)
+    own = ctx.positions_BT, ctx.segments_BT
+    if places is None:
+      return attention(q_BTHK, k, v, *own, window=self.window, scale=self.scale)
+    others = places.positions_BS, places.segments_BS
+    mask = visible(*own, *others, window=self.window)
     return attend(q_BTHK, k, v, mask, scale=self.scale)
-
-
-def seen(ctx: Context, places: Places, window: int | None) -> jax.Array:
-  """bool [B, T, S]: same document, not later, within the window."""
-  behind = ctx.positions_BT[:, :, None] - places.positions_BS[:, None, :]
-  mask = behind >= 0
-  if window is not None:
-    mask &= behind < window
-  # Padding (segment 0) sees padding: a row without any key would be nan.
-  return mask & (ctx.segments_BT[:, :, None] == places.segments_BS[:, None, :])
 
 
 def mean_seen(length: int, window: int | None = None) -> float:

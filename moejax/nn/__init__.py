@@ -1,7 +1,6 @@
 """Pieces that several slots share."""
 
 from moejax.nn import activations
-from moejax.nn.attend import attend
 from moejax.nn.norm import RmsNorm, rms_norm
 from moejax.nn.projection import (
   Projection,
@@ -10,6 +9,7 @@ from moejax.nn.projection import (
   matrix_init,
 )
 from moejax.nn.rope import rotate
+from pallas_kernels.attention.masked import attend
 
 __all__ = [
   'Projection',

@@ -42,26 +42,32 @@ def warmup_stable_decay(
   decay_frac=0.2,
   shape='sqrt',
   final_frac=0.0,
+  constant_frac=0.0,
 ):
-  """The peak, then a fall to `final_frac * peak` over the last `decay_frac`.
+  """The peak, a fall to `final_frac * peak`, and that rate to the end.
 
-  With t from 0 to 1 over the fall, the height above the final rate is
-  `1 - sqrt(t)` for shape 'sqrt' and `1 - t` for 'linear'.
+  The fall takes `decay_frac` of the steps, the end `constant_frac`. With t
+  from 0 to 1 over the fall, the height above the final rate is `1 - sqrt(t)`
+  for shape 'sqrt' and `1 - t` for 'linear'.
 
-  Source: arXiv 2404.06395 sec. 4; arXiv 2405.18392 eq. 1 for 1 - sqrt.
+  Source: arXiv 2404.06395 sec. 4; arXiv 2405.18392 eq. 1 for 1 - sqrt; a
+  constant end: arXiv 2503.12167.
   Raises: ValueError on a rate, a fraction or a step count that cannot be.
   """
   _check(peak, total_steps, warmup_steps)
   _check_frac('decay_frac', decay_frac)
   _check_frac('final_frac', final_frac)
+  _check_frac('constant_frac', constant_frac)
   if shape not in ('sqrt', 'linear'):
     raise ValueError(f"shape={shape!r} is not known; use 'sqrt' or 'linear'.")
   fall_steps = round(decay_frac * total_steps)
-  if warmup_steps + fall_steps > total_steps:
+  end_steps = round(constant_frac * total_steps)
+  start = total_steps - end_steps - fall_steps
+  if warmup_steps > start:
     raise ValueError(
-      f'warmup_steps={warmup_steps} and decay_frac={decay_frac} (that is '
-      f'{fall_steps} steps) do not fit into total_steps={total_steps}; '
-      'shorten one of them.'
+      f'warmup_steps={warmup_steps}, decay_frac={decay_frac} (that is '
+      f'{fall_steps} steps) and constant_frac={constant_frac} ({end_steps} '
+      f'steps) do not fit into total_steps={total_steps}; shorten one of them.'
     )
   final, power = final_frac * peak, 0.5 if shape == 'sqrt' else 1.0
 
@@ -74,7 +80,7 @@ def warmup_stable_decay(
     warmup_steps,
     optax.join_schedules(
       [optax.constant_schedule(peak), fall],
-      [total_steps - fall_steps - warmup_steps],
+      [start - warmup_steps],
     ),
   )
 

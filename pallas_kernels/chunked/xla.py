@@ -26,19 +26,22 @@ from pallas_kernels.chunked.triangle import (
 
 
 class Kept(NamedTuple):
-  """What the backward pass needs; all begins with [groups, m, N].
+  """What the backward pass needs, for each group.
+
+  States within a group are made again, as they take more time to be written
+  to memory and read than to be computed.
 
   Attributes:
-    scores: [.., C, C], of queries with keys.
-    resolvent: [.., C, C] of the triangle, or `None`.
-    states: [.., K, V], before each chunk.
-    errors: [.., C, V]: v less what the state held, or `None`.
+    scores: [m, N, C, C], of queries with keys.
+    resolvent: [m, N, C, C] of the triangle, or `None`.
+    errors: [m, N, C, V]: v less what the state held, or `None`.
+    state: [N, K, V], before the group.
   """
 
   scores: jax.Array
   resolvent: jax.Array | None
-  states: jax.Array
   errors: jax.Array | None
+  state: jax.Array
 
 
 def forward(q, k, v, log_decay, beta, state, *, scale, chunk, keep):
@@ -59,17 +62,16 @@ def shapes(q, k, v, log_decay, beta, _state, *, scale, chunk):
   fold = Fold.of(q, v, log_decay, chunk)
   dtype = wide_dtype(v.dtype)
 
-  def array(*last):
-    lead = fold.groups, fold.m, fold.N
-    return jax.ShapeDtypeStruct((*lead, *last), dtype)
+  def array(*sizes):
+    return jax.ShapeDtypeStruct((fold.groups, *sizes), dtype)
 
-  C, K, V = fold.C, k.shape[-1], v.shape[-1]
+  m, N, C, K, V = fold.m, fold.N, fold.C, k.shape[-1], v.shape[-1]
   delta = beta is not None
   return Kept(
-    array(C, C),
-    array(C, C) if delta else None,
-    array(K, V),
-    array(C, V) if delta else None,
+    array(m, N, C, C),
+    array(m, N, C, C) if delta else None,
+    array(m, N, C, V) if delta else None,
+    array(N, K, V),
   )
 
 
@@ -125,25 +127,24 @@ def _forward_group(fold, scale, S_NKV, x):
     read = times(reach.before, read)
     error = v if y is None else solve(y, beta, v - read[:, fold.C :])
     written = times(reach.after, times(beta, error))
-    end = times(reach.through, S)
-    end += product('nik,niv->nkv', reach.writes, written)
-    kept = (S, None if y is None else error)
-    return end, (*kept, read[:, : fold.C])
+    kept = None if y is None else error
+    return _write(reach, S, written), (kept, read[:, : fold.C])
 
   xs = fold.steps((reach, y, g.v, g.beta))
-  S_NKV, (states, errors, read) = jax.lax.scan(step, S_NKV, xs)
+  end_NKV, (errors, read) = jax.lax.scan(step, S_NKV, xs)
   written = g.v if errors is None else g.beta * fold.flat(errors)
   inside = product('nij,njv->niv', scores, written)
-  kept = Kept(*fold.steps((scores, y)), states, errors)
-  return S_NKV, read + fold.steps(inside), kept
+  kept = Kept(*fold.steps((scores, y)), errors, S_NKV)
+  return end_NKV, read + fold.steps(inside), kept
 
 
 def _backward_group(fold, scale, dS_NKV, x, kept, dy):
   g = _group(fold, scale, x)
   dy = fold.flat(dy).astype(g.v.dtype)
-  scores, y, states, errors = fold.flat(kept)
+  scores, y, errors = fold.flat(kept[:3])
   reach = g.kind.reach(g.levels, g.rows, g.k)
   written = g.v if y is None else g.beta * errors
+  states = _states(fold, kept.state, reach, times(reach.after, written))
   dinside = product('nij,niv->njv', scores, dy)
 
   def step(dS, x):
@@ -181,6 +182,24 @@ def _backward_group(fold, scale, dS_NKV, x, kept, dy):
   dbeta = None if y is None else jnp.sum(errors * derror, -1, keepdims=True)
   of_keys = fold.key_heads(scale * drows[0]), fold.key_heads(dk)
   return dS_NKV, (*of_keys, *fold.steps((dv, dlog_decay, dbeta)))
+
+
+def _write(reach: Reach, S, written):
+  """The state after a chunk."""
+  added = product('nik,niv->nkv', reach.writes, written)
+  return times(reach.through, S) + added
+
+
+def _states(fold, S_NKV, reach, written):
+  """[n, K, V]: the state before each chunk of a group."""
+
+  def step(S, x):
+    S = _write(x[0], S, x[1])
+    return S, S
+
+  xs = fold.steps((reach, written))
+  _, after = jax.lax.scan(step, S_NKV, jax.tree.map(lambda x: x[:-1], xs))
+  return jnp.concatenate([S_NKV, fold.flat(after)])
 
 
 def _dread(reach: Reach, beta, dy, derror):

@@ -40,6 +40,22 @@ def test_warmup_stable_decay_is_flat_until_its_fall(shape):
   np.testing.assert_allclose(_values(schedule), want, rtol=1e-5)
 
 
+def test_warmup_stable_decay_stays_at_its_final_rate_to_the_end():
+  schedule = schedules.warmup_stable_decay(
+    2e-3,
+    100,
+    warmup_steps=5,
+    decay_frac=0.2,
+    shape='linear',
+    final_frac=0.1,
+    constant_frac=0.3,
+  )
+  t = np.clip((STEPS - 50) / 20, 0, 1)
+  fall = 2e-3 - 1.8e-3 * t
+  want = np.where(STEPS < 5, _ramp(2e-3, 5), fall)
+  np.testing.assert_allclose(_values(schedule), want, rtol=1e-5)
+
+
 def test_constant_needs_no_total():
   want = np.where(STEPS < 4, _ramp(1e-2, 4), 1e-2)
   schedule = schedules.constant(1e-2, warmup_steps=4)
@@ -79,6 +95,11 @@ def test_no_warmup_starts_at_the_peak(name):
       schedules.warmup_stable_decay,
       {'peak': 1.0, 'total_steps': 10, 'warmup_steps': 9, 'decay_frac': 0.5},
       'do not fit',
+    ),
+    (
+      schedules.warmup_stable_decay,
+      {'peak': 1.0, 'total_steps': 10, 'decay_frac': 0.6, 'constant_frac': 0.5},
+      r'constant_frac=0.5 \(5 steps\) do not fit',
     ),
     (
       schedules.warmup_stable_decay,

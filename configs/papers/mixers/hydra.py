@@ -38,9 +38,9 @@ def get_config(arg=None):
   )
   config = common.baseline(ffn, smoke=arg.smoke)
   config.losses = {'load': 0.01, 'z': 0.001}
-  return common.layout(
+  return common.layers(
     config,
-    *('state', 'state', 'state', 'sparse'),
-    state=common.block(mamba, ffn),
-    sparse=common.block(mamba if arg.state_space else sparse, ffn),
+    common.block(mamba, ffn),
+    repeats=3,
+    last=common.block(mamba if arg.state_space else sparse, ffn),
   )

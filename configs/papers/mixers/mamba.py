@@ -4,7 +4,7 @@ Claim:    a loss as low as that of attention, with a state that does not grow.
 Command:  python -m moejax.main --config=configs/papers/mixers/mamba.py
           and configs/dense.py, the baseline.
 Expect:   a validation loss within 0.02 of that of configs/dense.py.
-Measured: not run.
+Measured: not run; the mixer equals transformers' to 1e-5 (tests/parity).
 Differs:  4 layers of width 192 on bytes, with a state of 64 in place of 128;
           a feed-forward follows each mixer, where the paper has mixers alone;
           the projections start with variance 1 / fan-in.

@@ -37,9 +37,9 @@ def get_config(arg=None):
   mixer = attention if arg.attention else mamba
   config = common.baseline(experts, smoke=arg.smoke)
   config.losses = {'load': 0.01, 'z': 0.001}
-  return common.layout(
+  return common.layers(
     config,
-    *('A', 'MF', 'MF', 'MF', 'MF'),
-    A=common.block(attention, None),
-    MF=common.block(mixer, experts),
+    common.block(mixer, experts),
+    repeats=4,
+    first=common.block(attention, None),
   )

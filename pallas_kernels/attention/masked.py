@@ -1,4 +1,4 @@
-"""The core of softmax attention."""
+"""Softmax attention under any mask, in plain XLA: the definition."""
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +30,82 @@ def attend(
   Returns:
     [B, T, H, V] in the dtype of q; logits and softmax are f32.
   """
-  batch, length, heads, size = q_BTHK.shape
-  groups, value_size = v_BSGV.shape[2:]
-  scale = size**-0.5 if scale is None else scale
-  q = (q_BTHK * scale).reshape(batch, length, groups, -1, size)
-  q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, size)
-  if mask_BTS.ndim == 3:
-    mask = mask_BTS[:, None, None]
-  else:
-    mask = mask_BTS.reshape(batch, groups, -1, *mask_BTS.shape[2:])
-  y = _core(q, k_BSGK.swapaxes(1, 2), v_BSGV.swapaxes(1, 2), mask)
-  y = y.reshape(batch, groups, -1, length, value_size)
-  y = y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, value_size)
+  q, k, v, mask = _grouped(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale)
+  y = _ungrouped(_core(q, k, v, mask), q_BTHK.shape[1])
   return y.astype(q_BTHK.dtype)
+
+
+def causal_mask(
+  positions_BT: jax.Array, segments_BT: jax.Array, window: int | None
+) -> jax.Array:
+  """bool [B, T, T]: what each token of the same call sees."""
+  return visible(
+    positions_BT, segments_BT, positions_BT, segments_BT, window=window
+  )
+
+
+def visible(
+  positions_BT: jax.Array,
+  segments_BT: jax.Array,
+  positions_BS: jax.Array,
+  segments_BS: jax.Array,
+  *,
+  window: int | None,
+) -> jax.Array:
+  """bool [B, T, S]: same document, not later, within the window."""
+  behind = positions_BT[:, :, None] - positions_BS[:, None, :]
+  seen = behind >= 0
+  if window is not None:
+    seen &= behind < window
+  # Padding (segment 0) sees padding: a row without any key would be nan.
+  return seen & (segments_BT[:, :, None] == segments_BS[:, None, :])
+
+
+def forward(q, k, v, positions, segments, *, window, scale):
+  """`attention` by way of the whole mask."""
+  mask = causal_mask(positions, segments, window)
+  return attend(q, k, v, mask, scale=scale)
+
+
+def backward(q, k, v, positions, segments, y, dy, *, window, scale):
+  """Gradients for q, k and v out of what the forward pass returned."""
+  mask = causal_mask(positions, segments, window)
+
+  def grouped(q, k, v):
+    return _grouped(q, k, v, mask, scale)
+
+  core, pull, mask = jax.vjp(
+    lambda *args: (grouped(*args)[:3], grouped(*args)[3]),
+    q, k, v, has_aux=True,
+  )  # fmt: skip
+  groups = k.shape[2]
+  y, dy = (_by_group(a, groups).astype(jnp.float32) for a in (y, dy))
+  return pull(_backward((*core, mask, y), dy)[:3])
+
+
+def _grouped(q_BTHK, k_BSGK, v_BSGV, mask, scale):
+  """The arguments of `_core`."""
+  batch, groups = q_BTHK.shape[0], k_BSGK.shape[2]
+  scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+  if mask.ndim == 3:
+    mask = mask[:, None, None]
+  else:
+    mask = mask.reshape(batch, groups, -1, *mask.shape[2:])
+  q = _by_group(q_BTHK * scale, groups)
+  return q, k_BSGK.swapaxes(1, 2), v_BSGV.swapaxes(1, 2), mask
+
+
+def _by_group(x_BTHK, groups):
+  """[B, G, H / G * T, K]."""
+  batch, length, _, size = x_BTHK.shape
+  x = x_BTHK.reshape(batch, length, groups, -1, size)
+  return x.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, size)
+
+
+def _ungrouped(y, length):
+  batch, groups, _, size = y.shape
+  y = y.reshape(batch, groups, -1, length, size).transpose(0, 3, 1, 2, 4)
+  return y.reshape(batch, length, -1, size)
 
 
 @jax.custom_vjp

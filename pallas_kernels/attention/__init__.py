@@ -1,0 +1,1 @@
+"""Softmax attention of tokens to those before them in their document."""
