@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax
 
-from moejax import stats
+from moejax import sharding, stats
 from moejax.types import Context, Padded
 
 
@@ -23,8 +23,10 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
     del ctx
-    rows = Padded(x_BTD.reshape(1, -1, x_BTD.shape[-1]))
-    return self.expert(rows).rows_ECD.reshape(x_BTD.shape)
+    rows = x_BTD[None]
+    if not sharding.cuts('time'):  # merged, all would have to be gathered
+      rows = x_BTD.reshape(1, -1, x_BTD.shape[-1])
+    return self.expert(Padded(rows)).rows_ECD.reshape(x_BTD.shape)
 
   def flops(self, width: int) -> float:
     """Forward FLOPs per token."""

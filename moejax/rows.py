@@ -61,7 +61,7 @@ class Ragged(_Layers):
 
 @struct.dataclass
 class Padded(_Layers):
-  """The same number of rows for every expert."""
+  """The same number of rows for every expert, on one axis or more."""
 
   rows_ECD: jax.Array
 
@@ -72,7 +72,7 @@ class Padded(_Layers):
   def dot(self, w_EDF: jax.Array) -> Padded:
     w_EDF = w_EDF.astype(self.rows_ECD.dtype)
     return self.replace(
-      rows_ECD=jnp.einsum('ecd,edf->ecf', self.rows_ECD, w_EDF)
+      rows_ECD=jnp.einsum('e...d,edf->e...f', self.rows_ECD, w_EDF)
     )
 
   def map(self, f: Callable, *others: Padded) -> Padded:

@@ -149,6 +149,11 @@ def by_device(
   return call(*args)
 
 
+def cuts(name: str) -> bool:
+  """Whether the mesh in force cuts 'batch' or 'time'."""
+  return _cuts({}, {})[1][name] is not None
+
+
 def _cuts(sizes, least):
   """Mesh axes left to the compiler; those over which each size is cut."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -163,7 +168,7 @@ def _cuts(sizes, least):
     axes = (axes,) if isinstance(axes, str) else axes or ()
     axes = tuple(a for a in axes if a in auto and mesh.shape[a] > 1)
     parts = math.prod(mesh.shape[axis] for axis in axes)
-    size = sizes.get(name, 1)
+    size = sizes.get(name, parts)
     if not axes or size % parts or size // parts < least.get(name, 1):
       return None
     return axes if len(axes) > 1 else axes[0]

@@ -40,7 +40,7 @@ def config(small, blocks, **mesh):
 
 
 def gradients(small, config):
-  """Loss and gradients of the initial parameters."""
+  """The batch where it lives, the loss, and the gradients at some point."""
   parts = Parts(config)
   compute = jax.jit(
     jax.value_and_grad(
@@ -48,12 +48,16 @@ def gradients(small, config):
       has_aux=True,
     ),
   )
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda a: (0.3 * rng.normal(size=a.shape)).astype(np.float32),
+    parts.variables[0]['params'],
+  )
   with sharding.use(parts.mesh, parts.rules):
-    state = parts.new_state()
     # Documents of 7 tokens end within devices and between them.
     host = small.rows(0, batch=4, length=16, padding=(2, 0, 9, 1), document=7)
     batch = sharding.put_batch(host, parts.batch_sharding)
-    (_, (_, metrics, _)), grads = compute(state.params, state.balance, batch)
+    (_, (_, metrics, _)), grads = compute(params, {}, batch)
   return batch, metrics['loss'], grads
 
 

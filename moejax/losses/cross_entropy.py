@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from moejax import sharding
+from moejax.sharding import TOKENS, WHOLE
 from moejax.types import Outputs
 
 
@@ -22,13 +24,20 @@ def cross_entropy(
     chunk_tokens: at most about this many tokens have logits at a time.
   """
   weights_BT = (batch['segments'] > 0).astype(jnp.float32)
-  total = chunked_nll(
-    outputs.hidden_BTD,
-    outputs.head_DV,
-    batch['targets'],
-    weights_BT,
-    chunk_tokens,
-  )
+  tokens = outputs.hidden_BTD, batch['targets'], weights_BT
+
+  def own(_axis, tokens, head_DV):
+    hidden_BTD, targets_BT, weights_BT = tokens
+    return chunked_nll(
+      hidden_BTD, head_DV, targets_BT, weights_BT, chunk_tokens
+    ).reshape(1, 1)
+
+  if sharding.cuts('time'):
+    # A chunk of all would be of one device's tokens: each takes its own.
+    args, axes = (tokens, outputs.head_DV), (TOKENS, WHOLE)
+    total = sharding.by_device(own, args, axes, TOKENS).sum()
+  else:
+    total = own(None, tokens, outputs.head_DV).sum()
   return total / jnp.maximum(weights_BT.sum(), 1.0)
 
 

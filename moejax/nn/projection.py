@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax import sharding
+
 
 def matrix_init(axes: tuple[str | None, ...], in_axes=(0,), batch_axes=()):
   """Truncated normal of variance 1 / fan-in, boxed with logical `axes`.
@@ -56,6 +58,9 @@ def contract(x: jax.Array, kernel: jax.Array, summed: int = 1) -> jax.Array:
 
   In the dtype of x.
   """
+  if x.ndim - summed > 1 and sharding.cuts('time'):
+    # Merged into one axis, rows and tokens would have to be gathered.
+    return jnp.tensordot(x, kernel.astype(x.dtype), summed)
   # As plain matrices: XLA:CPU takes half as long again for the gradient of
   # a product with more axes.
   batch, size = x.shape[: x.ndim - summed], math.prod(kernel.shape[:summed])
