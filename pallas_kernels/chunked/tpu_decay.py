@@ -11,7 +11,8 @@ Three kinds share one seam: none, per head ([1, C]), per channel ([C, K]).
   last             decay of the whole chunk
   scores           by level of halving (`tpu_masks`), zero elsewhere
   pull             from gradients of scores those of rows, columns, log decays
-  pull_ends        from gradients of the other decays those of log decays
+  pull_ends        from gradients of the other decays those of log decays, where
+                   there are any
 
 Source: arXiv 2312.06635 section 4.3 (secondary chunking).
 Differs: blocks are halved down to one token and meet at the seam between
@@ -82,10 +83,6 @@ class NoDecay:
     dk_CK = self.products.tn(jnp.concatenate(weighed), jnp.concatenate(rows))
     return drows, dk_CK, self._pull_log(rows, k_CK, weighed)
 
-  def pull_ends(self, dprefix_CK, dsuffix_CK, dlast_1K):
-    """Gradient of the log decays; each argument is a decay times its own."""
-    return
-
   def _pull_log(self, rows, k_CK, weighed):
     return None
 
@@ -120,6 +117,7 @@ class HeadDecay(NoDecay):
     return self.prefix[-1:]
 
   def pull_ends(self, dprefix_CK, dsuffix_CK, dlast_1K):
+    """Gradient of the log decays; each argument is a decay times its own."""
     dprefix_C1 = dprefix_CK.sum(1, keepdims=True)
     dsuffix_C1 = dsuffix_CK.sum(1, keepdims=True)
     return (

@@ -7,8 +7,8 @@ of L is ever formed: powers overflow where keys repeat.
 
 Source: arXiv 2412.06464 eq. 8 and 9; 2406.06484 section 3.2.
 Differs: the inverse by halving, fused with the scores, and a gradient in closed
-form that does not go through it: with X = (I + L)^-1 and r = X u, dr = X^T du
-and dL = -dr u^T.
+form that does not go through it: with u = (I + L)^-1 r, dr = (I + L)^-T du and
+dL = -dr u^T.
 """
 
 from __future__ import annotations

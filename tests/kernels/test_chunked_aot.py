@@ -45,10 +45,11 @@ def _bytes(operation, decay, width, chunk, dtype, direction):
   most = 8 * chunk if operation == 'delta' else 0
   most += both * 4 * lanes**2 / chunk
   if width != lanes:
-    # Widths that fill no registers are padded in memory: q, k, v and y, going
-    # back dy, dq, dk and dv, and a decay by channel with its gradient.
+    # Widths that fill no registers are padded in memory, by head and again by
+    # column: q, k, v and y, going back dy, dq, dk and dv, and a decay by
+    # channel with its gradient.
     size = {'float32': 4, 'bfloat16': 2}[dtype]
-    most += lanes * (8 if both else 4) * size
-    most += (decay == 'channel') * lanes * (2 if both else 1) * 4
+    most += 2 * lanes * (8 if both else 4) * size
+    most += 2 * (decay == 'channel') * lanes * (2 if both else 1) * 4
   # Numbers of a token and head: beta, a decay, and their gradients.
   return most + 64
