@@ -22,6 +22,7 @@ from pallas_kernels.chunked.gpu_parts import (
   place,
   run,
   square,
+  total,
 )
 from pallas_kernels.chunked.gpu_sizes import CHUNK, Sizes
 from pallas_kernels.grouped_matmul.gpu_parts import both, inside, load, numbers
@@ -57,13 +58,13 @@ def score_gradients(sizes: Sizes, log, beta, d_y, d_r, new, interpret):
       d_v = (beta * d_r).astype(sizes.dtype)
       chunk.store(refs.d_v, d_v, *at)
       d_m = sums[1] - dot(d_v, new, (1, 1), sizes.parts)
-      d_beta = (d_r.astype(jnp.float32) * new).sum(1)
+      d_beta = (d_r * total(new)).sum(1)
       return d_a, d_m, sums[2] + d_beta
 
     zeros = jnp.zeros((CHUNK, CHUNK), jnp.float32)
     sums = (zeros, zeros, jnp.zeros((CHUNK,), jnp.float32))
-    steps = -(-sizes.v // sizes.v_part)
-    d_a, *rest = lax.fori_loop(0, steps, add, sums[: 3 if delta else 1])
+    sums = sums[: 3 if delta else 1]
+    d_a, *rest = lax.fori_loop(0, sizes.v_parts, add, sums)
     row, column = square()
     decay = 1.0
     if sizes.decay == 'head':
@@ -196,7 +197,7 @@ def _through_states(sizes, refs, chunk, state, start):
 
   zeros = jnp.zeros((CHUNK, sizes.k_block), jnp.float32)
   sums = (zeros,) * 3 + (jnp.zeros((sizes.k_block,), jnp.float32),)
-  return lax.fori_loop(0, -(-sizes.v // sizes.v_part), add, sums)
+  return lax.fori_loop(0, sizes.v_parts, add, sums)
 
 
 def _through_scores(sizes, refs, chunk, q, k, sums):

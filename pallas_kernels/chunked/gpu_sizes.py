@@ -113,6 +113,15 @@ class Sizes:
     """Columns of values that the kernels of single chunks have at a time."""
     return min(power_of_2(self.v), 32 if self.exact else 64)
 
+  @property
+  def v_parts(self) -> int:
+    return -(-self.v // self.v_part)
+
+  @property
+  def borders(self) -> tuple[int, int]:
+    """Shape of the states of all chunks, one below the other."""
+    return self.sequences * self.chunks * self.k, self.v
+
   def launch(self, name: str) -> Launch:
     import os
     w=dict(x.split(':') for x in os.environ.get('LAUNCH','').split(';') if x)

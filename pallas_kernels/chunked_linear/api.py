@@ -11,10 +11,18 @@ from pallas_kernels.chunked.inputs import (
   prepare,
 )
 from pallas_kernels.chunked.vjp import Implementation, Which, differentiable
-from pallas_kernels.chunked_linear import cpu, reference
+from pallas_kernels.chunked_linear import cpu, pallas_gpu, reference
 
 # Best first; what runs everywhere comes last.
 TABLE = {
+  'triton': Implementation(
+    pallas_gpu.forward,
+    pallas_gpu.shapes,
+    pallas_gpu.backward,
+    platforms=('cuda',),
+    refuses=pallas_gpu.refuses,
+    partitions=False,
+  ),
   'xla': Implementation(cpu.forward, cpu.shapes, cpu.backward),
 }
 
