@@ -110,20 +110,20 @@ def input_gradients(
     d_log: f32 [B T, G K], or [blocks of channels, B T, G] to be summed if the
       decay is for each head, or `None`.
   """
-  programs = sizes.sequences, sizes.chunks, sizes.k_blocks
+  programs = sizes.sequences, sizes.chunks, sizes.k_parts
 
   def body(refs):
     sequence, number, block = place(*programs)
     chunk = Chunk(sizes, sequence, number)
-    start = block * sizes.k_block
-    q = chunk.load(refs.q, chunk.head, sizes.k, start, sizes.k_block)
-    k = chunk.load(refs.k, chunk.head, sizes.k, start, sizes.k_block)
+    start = block * sizes.k_part
+    q = chunk.load(refs.q, chunk.head, sizes.k, start, sizes.k_part)
+    k = chunk.load(refs.k, chunk.head, sizes.k, start, sizes.k_part)
     state = (sequence * sizes.chunks + number) * sizes.k
     d_q, d_k_in, d_k_out, d_whole = _through_states(
       sizes, refs, chunk, state, start
     )
     if sizes.decay == 'channel':
-      log = chunk.load(refs.log, chunk.group, sizes.k, start, sizes.k_block)
+      log = chunk.load(refs.log, chunk.group, sizes.k, start, sizes.k_part)
       from_start = decays.from_start(log, sizes.decay_parts)
       to_end = decays.to_end(log, sizes.decay_parts)
       whole = jnp.exp(log.sum(0))
@@ -155,7 +155,7 @@ def input_gradients(
   shape = (tokens, sizes.groups * sizes.k), dtype
   d_log = {
     'none': None,
-    'head': ((sizes.k_blocks, tokens, sizes.groups), jnp.float32),
+    'head': ((sizes.k_parts, tokens, sizes.groups), jnp.float32),
     'channel': (shape[0], jnp.float32),
   }[sizes.decay]
   ins = dict(q=q, k=k, log=log, states=states, d_states=d_states, new=new)
@@ -175,8 +175,8 @@ def _through_states(sizes, refs, chunk, state, start):
 
   Decays and the scale are the caller's to multiply by.
   """
-  channels = numbers(start, sizes.k_block)
-  keep_channels = inside(channels, sizes.k, sizes.k_block)
+  channels = numbers(start, sizes.k_part)
+  keep_channels = inside(channels, sizes.k, sizes.k_part)
 
   def add(i, sums):
     d_q, d_k_in, d_k_out, d_whole = sums
@@ -195,8 +195,8 @@ def _through_states(sizes, refs, chunk, state, start):
     d_whole += (before.astype(jnp.float32) * d_after).sum(1)
     return d_q, d_k_in, d_k_out, d_whole
 
-  zeros = jnp.zeros((CHUNK, sizes.k_block), jnp.float32)
-  sums = (zeros,) * 3 + (jnp.zeros((sizes.k_block,), jnp.float32),)
+  zeros = jnp.zeros((CHUNK, sizes.k_part), jnp.float32)
+  sums = (zeros,) * 3 + (jnp.zeros((sizes.k_part,), jnp.float32),)
   return lax.fori_loop(0, sizes.v_parts, add, sums)
 
 
@@ -263,7 +263,7 @@ def _store_log(sizes, refs, chunk, block, rises, falls, d_whole):
     d_log = dot(ones(token >= row), rises, (1, 0), parts)
     d_log += dot(ones(token < row), falls, (1, 0), parts)
     d_log += d_whole[None, :]
-    chunk.store(refs.d_log, d_log, chunk.group, sizes.k, block * sizes.k_block)
+    chunk.store(refs.d_log, d_log, chunk.group, sizes.k, block * sizes.k_part)
   elif sizes.decay == 'head':
     rises, falls = rises.sum(1)[None, :], falls.sum(1)[None, :]
     d_log = jnp.where(token >= row, rises, falls).sum(1) + d_whole.sum()

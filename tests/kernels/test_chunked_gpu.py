@@ -46,7 +46,7 @@ def _run(case, dtype):
   args = [getattr(case, name) for name in names]
   log = case.log_decay
   if case.starts is not None:
-    starts = np.expand_dims(case.starts, range(2, log.ndim))
+    starts = np.expand_dims(case.starts, tuple(range(2, log.ndim)))
     args[3] = np.where(starts, FORGET, log)
   args = [
     None if x is None else jnp.asarray(x, dtype if i < 3 else jnp.float32)
