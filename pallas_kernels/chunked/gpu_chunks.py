@@ -37,8 +37,9 @@ from pallas_kernels.chunked.gpu_sizes import CHUNK, MOST_CHANNELS, Sizes
 _LEAST_BETA = 1e-20
 
 
-def refuses(q, k, v, *_, chunk) -> str | None:
+def refuses(q, k, v, *_, scale, chunk) -> str | None:
   """Why the kernels do not take these arguments, or `None`."""
+  del scale
   if v.dtype not in (jnp.float32, jnp.bfloat16):
     return f'it takes float32 and bfloat16, not {v.dtype}'
   if chunk not in (None, CHUNK):
@@ -62,9 +63,7 @@ def forward(q, k, v, log, beta, state, *, scale, interpret=False):
   first = state.reshape(-1, sizes.v)
   found = gpu_states.forward(sizes, keys, x, v_, beta, first, interpret)
   new = found.new if sizes.delta else v_
-  y = gpu_outputs.outputs(
-    sizes, q, keys.log, a, found.states, new, interpret
-  )
+  y = gpu_outputs.outputs(sizes, q, keys.log, a, found.states, new, interpret)
   return (y.reshape(v.shape), found.last.reshape(state.shape)), (a, x)
 
 

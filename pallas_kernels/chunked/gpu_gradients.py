@@ -138,7 +138,9 @@ def input_gradients(
     d_k = d_k_in + d_k_out
     sums = d_q, d_k, rises
     if sizes.decay == 'channel':
-      d_q, d_k, rises = _through_decayed_scores(sizes, refs, chunk, q, k, log, sums)
+      d_q, d_k, rises = _through_decayed_scores(
+        sizes, refs, chunk, q, k, log, sums
+      )
     else:
       d_q, d_k, rises = _through_scores(sizes, refs, chunk, q, k, sums)
     _store_log(sizes, refs, chunk, block, rises, k * d_k_out, d_whole)

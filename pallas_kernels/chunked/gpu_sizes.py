@@ -107,7 +107,7 @@ class Sizes:
 
   @property
   def large(self) -> bool:
-    """Whether two chunks' keys at a time do not fit shared memory."""
+    """Whether the states fill registers, and keys shared memory."""
     return self.exact or self.k_whole > 128
 
   @property
@@ -141,6 +141,8 @@ class Sizes:
     """
     if name == 'states' and not self.large:
       return Launch(num_warps=4, num_stages=2)
+    if name == 'states' and self.decay != 'channel':
+      return Launch(num_warps=8, num_stages=2)
     if name in ('outputs', 'd_new'):
       return Launch(num_warps=4, num_stages=2)
     return Launch(num_warps=8, num_stages=1)

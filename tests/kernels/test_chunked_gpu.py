@@ -134,8 +134,13 @@ def test_decays_are_of_the_tokens_between_alone():
   log = np.where(np.arange(64) % 7 == 3, FORGET, -0.01 * np.arange(64))
   log = log.astype(np.float32)
   want = np.array(
-    [[np.exp(log[j + 1 : i + 1].sum(dtype=np.float64)) * (i >= j)
-      for j in range(64)] for i in range(64)]
+    [
+      [
+        np.exp(log[j + 1 : i + 1].sum(dtype=np.float64)) * (i >= j)
+        for j in range(64)
+      ]
+      for i in range(64)
+    ]
   )
   got = gpu_decays.between(jnp.asarray(log), 3)
   np.testing.assert_allclose(got, want, rtol=1e-6, atol=0)

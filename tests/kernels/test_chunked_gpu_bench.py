@@ -42,6 +42,6 @@ def test_the_published_shapes_are_timed_and_counted(bench):
     (4, 4096, 64, 128),
   }
   shape = bench.PUBLISHED['one long']
-  # 6 T d^2 + 3 T C d + T C^2 per head, a product over C counted once.
+  # With K = V = D: 6 D^2 + 8 C D + C^2 for each token of a head.
   want = 96 * 8192 * (6 * 128**2 + 8 * 64 * 128 + 64**2)
   assert bench.flops(shape, True) == want
