@@ -1,14 +1,16 @@
 """The chunked delta rule and linear attention as Triton kernels.
 
-Forward: (decays of channels into q and k), scores within chunks and their
-inverse, then the states and outputs. Backward: the states again, their
-gradients from last to first, those of the scores, those of the inputs.
+Forward: scores within chunks and their inverse, states from chunk to chunk,
+outputs. Backward: the states again, their gradients from last to first, those
+of the scores, those of the inputs. A decay for each channel is put into q and k
+first; one for each head multiplies rows on the way.
 
-Between the two, a value head keeps the scores and, with delta, their inverse:
-C numbers for each token each, in the dtype of the inputs (256 bytes together in
-bf16), next to the inputs. States and corrected values are computed again.
+Between the two, a value head keeps the scores and, with delta, their inverse,
+C numbers each for each token: 512 bytes together in bf16 (two parts), 768 in
+f32 (three), next to the inputs; without delta 128 and 384. States, corrected
+values and decays are computed again.
 
-Source: arXiv 2412.06464 section 3.3 (one decay for each head), arXiv 2510.26692
+Source: arXiv 2412.06464 section 3.3 (one decay for each head), 2510.26692
 section 3 (for each channel).
 Differs: decays are summed in a tree over blocks, so no exponent is above 0; the
 inverse is a ladder, see `gpu_scores.ladder`; W = X beta Kin is never formed.
@@ -16,94 +18,77 @@ inverse is a ladder, see `gpu_scores.ladder`; W = X beta Kin is never formed.
 
 from __future__ import annotations
 
-import functools
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunked import gpu_gradients, gpu_scores, gpu_states
+from pallas_kernels.chunked import (
+  gpu_gradients,
+  gpu_outputs,
+  gpu_scores,
+  gpu_states,
+)
 from pallas_kernels.chunked.gpu_parts import matrix
-from pallas_kernels.chunked.gpu_sizes import MOST_CHANNELS, Sizes
+from pallas_kernels.chunked.gpu_sizes import CHUNK, MOST_CHANNELS, Sizes
 
 # The gradient of beta is a sum over beta: one of 0 is taken for this.
 _LEAST_BETA = 1e-20
 
 
-def refuses(q, k, v, log_decay) -> str | None:
+def refuses(q, k, v, *_, scale, chunk) -> str | None:
   """Why the kernels do not take these arguments, or `None`."""
-  if not q.dtype == k.dtype == v.dtype or q.dtype not in (
-    jnp.float32,
-    jnp.bfloat16,
-  ):
-    return (
-      'it takes q, k and v in float32 or in bfloat16, not '
-      f'{q.dtype}, {k.dtype} and {v.dtype}'
-    )
+  del scale
+  if v.dtype not in (jnp.float32, jnp.bfloat16):
+    return f'it takes float32 and bfloat16, not {v.dtype}'
+  if chunk not in (None, CHUNK):
+    return f'it works on {CHUNK} tokens at once, not chunk={chunk}'
   if max(q.shape[-1], v.shape[-1]) > MOST_CHANNELS:
     return (
-      f'it takes up to {MOST_CHANNELS} channels, not K={q.shape[-1]}, '
+      f'it takes up to {MOST_CHANNELS} channels, not K={k.shape[-1]} and '
       f'V={v.shape[-1]}'
     )
-  if q.shape[0] * q.shape[1] >= 2**31 - 2**16:
-    return f'{q.shape[0]} x {q.shape[1]} tokens do not fit int32'
+  if v.shape[0] * v.shape[1] * v.shape[2] * k.shape[-1] >= 2**31:
+    return f'rows of q {q.shape} and v {v.shape} do not fit int32'
   return None
 
 
-def run(q_BTHK, k_BTHK, v_BTGV, log_decay, beta_BTG, state_BGKV, scale, interpret=False):
-  """-> y_BTGV, state_BGKV in f32. `beta_BTG=None` is linear attention."""
-  kinds = {3: 'head', 4: 'channel'}
-  sizes = Sizes(
-    batch=q_BTHK.shape[0],
-    tokens=q_BTHK.shape[1],
-    heads=q_BTHK.shape[2],
-    groups=v_BTGV.shape[2],
-    k=q_BTHK.shape[3],
-    v=v_BTGV.shape[3],
-    dtype=jnp.dtype(v_BTGV.dtype),
-    decay='none' if log_decay is None else kinds[log_decay.ndim],
-    delta=beta_BTG is not None,
-    scale=float(scale),
-  )
-  inputs = jax.tree.map(matrix, (q_BTHK, k_BTHK, v_BTGV, log_decay, beta_BTG))
-  state = state_BGKV.astype(jnp.float32).reshape(-1, sizes.v)
-  y, last = _chunks(sizes, interpret, *inputs, state)
-  return y.reshape(v_BTGV.shape), last.reshape(state_BGKV.shape)
+def forward(q, k, v, log, beta, state, *, scale, interpret=False):
+  """-> (y_BTGV, state_BGKV), what is kept; without `beta`, no delta."""
+  sizes = _sizes(q, v, log, beta, scale)
+  q, k, v_, log, beta = _matrices(q, k, v, log, beta)
+  a, x = gpu_scores.scores(sizes, q, k, log, beta, interpret)
+  q, keys = _meeting_states(sizes, q, k, log, interpret)
+  first = state.reshape(-1, sizes.v)
+  found = gpu_states.forward(sizes, keys, x, v_, beta, first, interpret)
+  new = found.new if sizes.delta else v_
+  y = gpu_outputs.outputs(sizes, q, keys.log, a, found.states, new, interpret)
+  return (y.reshape(v.shape), found.last.reshape(state.shape)), (a, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunks(sizes, interpret, q, k, v, log, beta, state):
-  """Of matrices, see `matrix`; state f32 [B G K, V]."""
-  return _forward(sizes, interpret, q, k, v, log, beta, state)[0]
+def kept(q, v, beta) -> tuple[Any, Any]:
+  """Shapes and dtypes of what `forward` keeps."""
+  sizes = _sizes(q, v, None, beta, 1.0)
+  each = jax.ShapeDtypeStruct(*sizes.fine(CHUNK))
+  return each, each if sizes.delta else None
 
 
-def _forward(sizes, interpret, q, k, v, log, beta, state):
-  if sizes.delta:
-    beta = jnp.where(jnp.abs(beta) < _LEAST_BETA, _LEAST_BETA, beta)
-  scores = gpu_scores.scores(sizes, q, k, log, beta, interpret)
-  found = gpu_states.forward(
-    sizes,
-    _factors(sizes, q, k, log, interpret),
-    scores,
-    v,
-    beta,
-    state,
-    outputs=True,
-    interpret=interpret,
-  )
-  return (found.y, found.last), (q, k, v, log, beta, state, scores)
-
-
-def _backward(sizes, interpret, kept, cotangents):
-  q, k, v, log, beta, state, scores = kept
-  d_y, d_last = cotangents
-  factors = _factors(sizes, q, k, log, interpret)
-  again = gpu_states.forward(
-    sizes, factors, scores, v, beta, state, outputs=False, interpret=interpret
-  )
+def backward(
+  q, k, v, log, beta, state, kept, d_y, d_last, *, scale, interpret=False
+):
+  """-> gradients of q, k, v, log, beta and state; `None` for what is `None`."""
+  sizes = _sizes(q, v, log, beta, scale)
+  args, (a, x) = (q, k, v, log, beta, state), kept
+  q, k, v, log, beta = _matrices(q, k, v, log, beta)
+  d_y, d_last = matrix(d_y), d_last.reshape(-1, sizes.v)
+  first = state.reshape(-1, sizes.v)
+  q_in, keys = _meeting_states(sizes, q, k, log, interpret)
+  again = gpu_states.forward(sizes, keys, x, v, beta, first, interpret)
   new = again.new if sizes.delta else v
+  d_new = gpu_outputs.through_scores(sizes, a, d_y, interpret)
   back = gpu_states.backward(
-    sizes, factors, scores, beta, d_y, d_last, interpret=interpret
+    sizes, keys, q_in, x, beta, d_y, d_new, d_last, interpret
   )
   of = gpu_gradients.score_gradients(
     sizes, log, beta, d_y, back.d_r, new, interpret
@@ -114,22 +99,44 @@ def _backward(sizes, interpret, kept, cotangents):
     *(new, d_y, of.d_v, of.d_a, of.d_m),
     interpret,
   )
-  d_q, d_k = (_over_heads(sizes, d).astype(q.dtype) for d in (found.d_q, found.d_k))
+  d_q, d_k = (_over_heads(sizes, d) for d in (found.d_q, found.d_k))
   d_log = found.d_log.sum(0) if sizes.decay == 'head' else found.d_log
   d_v = of.d_v if sizes.delta else back.d_r
-  return d_q, d_k, d_v, d_log, of.d_beta, back.d_first
+  found = d_q, d_k, d_v, d_log, of.d_beta, back.d_first
+  return tuple(
+    None if arg is None else d.reshape(arg.shape).astype(arg.dtype)
+    for arg, d in zip(args, found, strict=True)
+  )
 
 
-_chunks.defvjp(_forward, _backward)
+def _sizes(q, v, log, beta, scale) -> Sizes:
+  kinds = {3: 'head', 4: 'channel'}
+  return Sizes(
+    *q.shape[:3],
+    groups=v.shape[2],
+    k=q.shape[3],
+    v=v.shape[3],
+    dtype=jnp.dtype(v.dtype),
+    decay='none' if log is None else kinds[log.ndim],
+    delta=beta is not None,
+    scale=float(scale),
+  )
 
 
-def _factors(sizes, q, k, log, interpret):
-  """What the states meet, see `gpu_states`."""
+def _matrices(q, k, v, log, beta):
+  if beta is not None:
+    beta = jnp.where(jnp.abs(beta) < _LEAST_BETA, _LEAST_BETA, beta)
+  return jax.tree.map(matrix, (q, k, v, log, beta))
+
+
+def _meeting_states(sizes, q, k, log, interpret):
+  """q and k as they meet states, see `gpu_states`."""
   if sizes.decay == 'channel':
-    found = gpu_scores.decayed(sizes, q, k, log, interpret)
-    found.log = None
-    return found
-  return types.SimpleNamespace(q=q, k_in=k, k_out=None, whole=None, log=log)
+    q, keys = gpu_scores.decayed(sizes, q, k, log, interpret)
+    return q, types.SimpleNamespace(**vars(keys), k=None, log=None)
+  return q, types.SimpleNamespace(
+    k=k, log=log, k_in=None, k_out=None, whole=None
+  )
 
 
 def _over_heads(sizes, d):
@@ -137,5 +144,4 @@ def _over_heads(sizes, d):
   if sizes.heads == sizes.groups:
     return d
   per_key = sizes.groups // sizes.heads
-  d = d.reshape(-1, sizes.heads, per_key, sizes.k).sum(2)
-  return d.reshape(-1, sizes.heads * sizes.k)
+  return d.reshape(-1, sizes.heads, per_key, sizes.k).sum(2)

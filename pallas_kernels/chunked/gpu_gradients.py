@@ -22,6 +22,7 @@ from pallas_kernels.chunked.gpu_parts import (
   place,
   run,
   square,
+  total,
 )
 from pallas_kernels.chunked.gpu_sizes import CHUNK, Sizes
 from pallas_kernels.grouped_matmul.gpu_parts import both, inside, load, numbers
@@ -57,13 +58,13 @@ def score_gradients(sizes: Sizes, log, beta, d_y, d_r, new, interpret):
       d_v = (beta * d_r).astype(sizes.dtype)
       chunk.store(refs.d_v, d_v, *at)
       d_m = sums[1] - dot(d_v, new, (1, 1), sizes.parts)
-      d_beta = (d_r.astype(jnp.float32) * new).sum(1)
+      d_beta = (d_r * total(new)).sum(1)
       return d_a, d_m, sums[2] + d_beta
 
     zeros = jnp.zeros((CHUNK, CHUNK), jnp.float32)
     sums = (zeros, zeros, jnp.zeros((CHUNK,), jnp.float32))
-    steps = -(-sizes.v // sizes.v_part)
-    d_a, *rest = lax.fori_loop(0, steps, add, sums[: 3 if delta else 1])
+    sums = sums[: 3 if delta else 1]
+    d_a, *rest = lax.fori_loop(0, sizes.v_parts, add, sums)
     row, column = square()
     decay = 1.0
     if sizes.decay == 'head':
@@ -109,20 +110,20 @@ def input_gradients(
     d_log: f32 [B T, G K], or [blocks of channels, B T, G] to be summed if the
       decay is for each head, or `None`.
   """
-  programs = sizes.sequences, sizes.chunks, sizes.k_blocks
+  programs = sizes.sequences, sizes.chunks, sizes.k_parts
 
   def body(refs):
     sequence, number, block = place(*programs)
     chunk = Chunk(sizes, sequence, number)
-    start = block * sizes.k_block
-    q = chunk.load(refs.q, chunk.head, sizes.k, start, sizes.k_block)
-    k = chunk.load(refs.k, chunk.head, sizes.k, start, sizes.k_block)
+    start = block * sizes.k_part
+    q = chunk.load(refs.q, chunk.head, sizes.k, start, sizes.k_part)
+    k = chunk.load(refs.k, chunk.head, sizes.k, start, sizes.k_part)
     state = (sequence * sizes.chunks + number) * sizes.k
     d_q, d_k_in, d_k_out, d_whole = _through_states(
       sizes, refs, chunk, state, start
     )
     if sizes.decay == 'channel':
-      log = chunk.load(refs.log, chunk.group, sizes.k, start, sizes.k_block)
+      log = chunk.load(refs.log, chunk.group, sizes.k, start, sizes.k_part)
       from_start = decays.from_start(log, sizes.decay_parts)
       to_end = decays.to_end(log, sizes.decay_parts)
       whole = jnp.exp(log.sum(0))
@@ -137,7 +138,9 @@ def input_gradients(
     d_k = d_k_in + d_k_out
     sums = d_q, d_k, rises
     if sizes.decay == 'channel':
-      d_q, d_k, rises = _through_decayed_scores(sizes, refs, chunk, q, k, log, sums)
+      d_q, d_k, rises = _through_decayed_scores(
+        sizes, refs, chunk, q, k, log, sums
+      )
     else:
       d_q, d_k, rises = _through_scores(sizes, refs, chunk, q, k, sums)
     _store_log(sizes, refs, chunk, block, rises, k * d_k_out, d_whole)
@@ -154,7 +157,7 @@ def input_gradients(
   shape = (tokens, sizes.groups * sizes.k), dtype
   d_log = {
     'none': None,
-    'head': ((sizes.k_blocks, tokens, sizes.groups), jnp.float32),
+    'head': ((sizes.k_parts, tokens, sizes.groups), jnp.float32),
     'channel': (shape[0], jnp.float32),
   }[sizes.decay]
   ins = dict(q=q, k=k, log=log, states=states, d_states=d_states, new=new)
@@ -174,8 +177,8 @@ def _through_states(sizes, refs, chunk, state, start):
 
   Decays and the scale are the caller's to multiply by.
   """
-  channels = numbers(start, sizes.k_block)
-  keep_channels = inside(channels, sizes.k, sizes.k_block)
+  channels = numbers(start, sizes.k_part)
+  keep_channels = inside(channels, sizes.k, sizes.k_part)
 
   def add(i, sums):
     d_q, d_k_in, d_k_out, d_whole = sums
@@ -194,9 +197,9 @@ def _through_states(sizes, refs, chunk, state, start):
     d_whole += (before.astype(jnp.float32) * d_after).sum(1)
     return d_q, d_k_in, d_k_out, d_whole
 
-  zeros = jnp.zeros((CHUNK, sizes.k_block), jnp.float32)
-  sums = (zeros,) * 3 + (jnp.zeros((sizes.k_block,), jnp.float32),)
-  return lax.fori_loop(0, -(-sizes.v // sizes.v_part), add, sums)
+  zeros = jnp.zeros((CHUNK, sizes.k_part), jnp.float32)
+  sums = (zeros,) * 3 + (jnp.zeros((sizes.k_part,), jnp.float32),)
+  return lax.fori_loop(0, sizes.v_parts, add, sums)
 
 
 def _through_scores(sizes, refs, chunk, q, k, sums):
@@ -262,7 +265,7 @@ def _store_log(sizes, refs, chunk, block, rises, falls, d_whole):
     d_log = dot(ones(token >= row), rises, (1, 0), parts)
     d_log += dot(ones(token < row), falls, (1, 0), parts)
     d_log += d_whole[None, :]
-    chunk.store(refs.d_log, d_log, chunk.group, sizes.k, block * sizes.k_block)
+    chunk.store(refs.d_log, d_log, chunk.group, sizes.k, block * sizes.k_part)
   elif sizes.decay == 'head':
     rises, falls = rises.sum(1)[None, :], falls.sum(1)[None, :]
     d_log = jnp.where(token >= row, rises, falls).sum(1) + d_whole.sum()

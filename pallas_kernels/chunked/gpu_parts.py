@@ -173,6 +173,12 @@ def split(x, count: int):
   return [*found, x.astype(jnp.bfloat16)]
 
 
+def total(parts):
+  """f32: what `split` took apart."""
+  parts = split(parts, 1)
+  return sum(part.astype(jnp.float32) for part in reversed(parts))
+
+
 def dot(a, b, contract: tuple[int, int], parts: int):
   """f32: the product of two blocks over one axis of each.
 

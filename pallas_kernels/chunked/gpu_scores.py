@@ -7,6 +7,8 @@ tokens, in f32 until they are stored:
 
 from __future__ import annotations
 
+import types
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -117,9 +119,10 @@ def decayed(sizes: Sizes, q, k, log, interpret):
   """q and k times the decays of each channel, for the states.
 
   Returns:
-    q: [parts, B T, G K], scaled and decayed from the start of the chunk,
+    q [parts, B T, G K], scaled and decayed from the start of the chunk, and a
+    namespace of
     k_in: k decayed from the start, `None` without delta,
-    k_out: k decayed up to the end; k in more parts, see `Sizes.fine_parts`,
+    k_out: k decayed up to the end; both in parts, see `Sizes.fine`,
     whole: f32 [B G chunks, K], decays of whole chunks.
   """
   programs = sizes.sequences, sizes.chunks, sizes.k_blocks
@@ -147,7 +150,7 @@ def decayed(sizes: Sizes, q, k, log, interpret):
 
   fine = sizes.fine(sizes.k)
   whole = (sizes.sequences * sizes.chunks, sizes.k), jnp.float32
-  return run(
+  found = run(
     body,
     'chunk_decayed',
     programs,
@@ -161,3 +164,5 @@ def decayed(sizes: Sizes, q, k, log, interpret):
     sizes.launch('decayed'),
     interpret,
   )
+  keys = dict(k_in=found.k_in, k_out=found.k_out, whole=found.whole)
+  return found.q, types.SimpleNamespace(**keys)

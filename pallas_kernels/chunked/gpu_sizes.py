@@ -90,19 +90,30 @@ class Sizes:
   @property
   def k_block(self) -> int:
     """Channels that the kernels of single chunks have at a time."""
-    import os
-    return min(self.k_whole, int(os.environ.get('KB',0)) or (32 if self.exact else 64))
+    return 16 if self.exact else min(self.k_whole, 32)
 
   @property
   def k_blocks(self) -> int:
     return -(-self.k // self.k_block)
 
   @property
+  def k_part(self) -> int:
+    """Channels in one program of the gradients, with most in registers."""
+    return 16 if self.decay == 'channel' else self.k_block
+
+  @property
+  def k_parts(self) -> int:
+    return -(-self.k // self.k_part)
+
+  @property
+  def large(self) -> bool:
+    """Whether the states fill registers, and keys shared memory."""
+    return self.exact or self.k_whole > 128
+
+  @property
   def v_block(self) -> int:
     """Columns of the state in one program; all rows of them in registers."""
-    import os
-    most = int(os.environ.get('VB',0)) or (16 if self.exact else 32)
-    return min(power_of_2(self.v), most)
+    return min(power_of_2(self.v), 16 if self.large else 32)
 
   @property
   def v_blocks(self) -> int:
@@ -113,7 +124,25 @@ class Sizes:
     """Columns of values that the kernels of single chunks have at a time."""
     return min(power_of_2(self.v), 32 if self.exact else 64)
 
+  @property
+  def v_parts(self) -> int:
+    return -(-self.v // self.v_part)
+
+  @property
+  def borders(self) -> tuple[int, int]:
+    """Shape of the states of all chunks, one below the other."""
+    return self.sequences * self.chunks * self.k, self.v
+
   def launch(self, name: str) -> Launch:
-    import os
-    w=dict(x.split(':') for x in os.environ.get('LAUNCH','').split(';') if x)
-    return Launch(*map(int,w.get(name,'4.1').split('.')))
+    """By kernel; found by compiling, for no spilled register.
+
+    The states go from chunk to chunk, so the next chunk's keys are fetched
+    meanwhile where they fit. The others have many programs to wait for.
+    """
+    if name == 'states' and not self.large:
+      return Launch(num_warps=4, num_stages=2)
+    if name == 'states' and self.decay != 'channel':
+      return Launch(num_warps=8, num_stages=2)
+    if name in ('outputs', 'd_new'):
+      return Launch(num_warps=4, num_stages=2)
+    return Launch(num_warps=8, num_stages=1)

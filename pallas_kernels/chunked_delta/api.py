@@ -13,7 +13,12 @@ from pallas_kernels.chunked.inputs import (
   wide_dtype,
 )
 from pallas_kernels.chunked.vjp import Implementation, Which, differentiable
-from pallas_kernels.chunked_delta import cpu, pallas_tpu, reference
+from pallas_kernels.chunked_delta import (
+  cpu,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+)
 
 # Best first; what runs everywhere comes last.
 TABLE = {
@@ -23,6 +28,14 @@ TABLE = {
     pallas_tpu.backward,
     platforms=('tpu',),
     refuses=pallas_tpu.refuses,
+    partitions=False,
+  ),
+  'triton': Implementation(
+    pallas_gpu.forward,
+    pallas_gpu.shapes,
+    pallas_gpu.backward,
+    platforms=('cuda',),
+    refuses=pallas_gpu.refuses,
     partitions=False,
   ),
   'xla': Implementation(cpu.forward, cpu.shapes, cpu.backward),

@@ -11,7 +11,12 @@ from pallas_kernels.chunked.inputs import (
   prepare,
 )
 from pallas_kernels.chunked.vjp import Implementation, Which, differentiable
-from pallas_kernels.chunked_linear import cpu, pallas_tpu, reference
+from pallas_kernels.chunked_linear import (
+  cpu,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+)
 
 # Best first; what runs everywhere comes last.
 TABLE = {
@@ -21,6 +26,14 @@ TABLE = {
     pallas_tpu.backward,
     platforms=('tpu',),
     refuses=pallas_tpu.refuses,
+    partitions=False,
+  ),
+  'triton': Implementation(
+    pallas_gpu.forward,
+    pallas_gpu.shapes,
+    pallas_gpu.backward,
+    platforms=('cuda',),
+    refuses=pallas_gpu.refuses,
     partitions=False,
   ),
   'xla': Implementation(cpu.forward, cpu.shapes, cpu.backward),

@@ -1,0 +1,81 @@
+"""The chunked GPU kernels compile for an H100 as they should, without one."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent
+MOST_REGISTERS, SHARED_BYTES = 255, 232_448
+# Kernels whose products are all, or partly, on tensor cores.
+FORWARD = {'chunk_scores', 'chunk_states', 'chunk_outputs'}
+BACKWARD = {
+  *('chunk_d_new', 'chunk_d_states', 'chunk_d_scores', 'chunk_d_inputs'),
+}
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    importlib.util.find_spec('jax_cuda12_plugin') is None,
+    reason="needs the CUDA plugin: pip install -e '.[aot-gpu]'",
+  ),
+]
+
+
+@pytest.fixture(scope='module')
+def found():
+  done = subprocess.run(
+    [sys.executable, FOLDER / 'compile_chunked.py'],
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _kernels(found, *families):
+  for case in found:
+    for kernel in case['kernels']:
+      if case['family'] in families:
+        yield f'{case["case"]}: {kernel}', kernel
+
+
+def test_every_case_has_the_kernels_that_it_should(found):
+  assert len(found) == 12
+  for case in found:
+    want = FORWARD | BACKWARD
+    if case['decay'] == 'channel':
+      want = want | {'chunk_decayed'}
+    names = {kernel['kernel'].split('__')[0] for kernel in case['kernels']}
+    assert names == want, case
+
+
+def test_no_kernel_of_the_usual_sizes_spills_registers(found):
+  for what, kernel in _kernels(found, 'bf16'):
+    spilled = ('frame', 'local_stores', 'local_loads')
+    assert not any(kernel.get(name, 0) for name in spilled), what
+    assert 0 < kernel['registers'] <= MOST_REGISTERS, what
+
+
+def test_in_f32_and_at_256_channels_only_the_states_spill_and_little(found):
+  spilling = set()
+  for what, kernel in _kernels(found, 'large'):
+    if kernel.get('frame', 0):
+      spilling.add(kernel['kernel'].split('__')[0])
+      assert kernel['frame'] <= 256, what
+  assert spilling <= {'chunk_states', 'chunk_d_states'}
+
+
+def test_every_kernel_fits_shared_memory(found):
+  for what, kernel in _kernels(found, 'bf16', 'large'):
+    assert kernel['shared'] is not None, what
+    assert kernel['shared'] <= SHARED_BYTES, what
+
+
+def test_every_product_uses_the_tensor_cores_of_hopper(found):
+  for what, kernel in _kernels(found, 'bf16', 'large'):
+    assert kernel['wgmma'] > 0, what
