@@ -78,8 +78,8 @@ def base() -> ConfigDict:
   config.mesh = ConfigDict(dict(data=-1, expert=1, context=1))
   config.rules = (
     ('batch', ('data', 'expert')),
-    ('time', 'context'),
     ('expert', 'expert'),
+    ('time', 'context'),
   )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
   config.evaluate = ConfigDict(dict(every_steps=None, batches=16))

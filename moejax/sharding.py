@@ -18,8 +18,8 @@ from pallas_kernels import chips
 # Logical axis to mesh axis; an axis that is not here is replicated.
 RULES = (
   ('batch', ('data', 'expert')),
-  ('time', 'context'),
   ('expert', 'expert'),
+  ('time', 'context'),
 )
 # Logical axes of an array with tokens, of one with rows, of one with neither.
 TOKENS, ROWS, WHOLE = ('batch', 'time'), ('batch',), ()
