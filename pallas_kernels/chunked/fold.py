@@ -11,6 +11,8 @@ from pallas_kernels.chunked.inputs import wide_dtype
 
 # Numbers of one array [m, N, C, K]: a dozen such stay in a cache.
 GROUP = 1 << 16
+# Tokens of a chunk.
+CHUNK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Fold:
     B, T, H, K = q.shape
     G, V = v.shape[2:]
     per_channel = log_decay is not None and log_decay.ndim == 4
-    C = chunk or 32
+    # No more than the power of two that holds the sequence.
+    C = min(chunk or CHUNK, 1 << (T - 1).bit_length())
     chunks = -(-T // C)
     size = B * G * C * max(K, V)
     groups = -(-chunks // max(1, min(chunks, GROUP // size)))

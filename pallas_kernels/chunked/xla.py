@@ -24,6 +24,9 @@ from pallas_kernels.chunked.triangle import (
   solve_transposed,
 )
 
+# Chunks of a group that are written out one after the other, without a loop.
+UNROLL = 8
+
 
 class Kept(NamedTuple):
   """What the backward pass needs, for each group.
@@ -131,7 +134,7 @@ def _forward_group(fold, scale, S_NKV, x):
     return _write(reach, S, written), (kept, read[:, : fold.C])
 
   xs = fold.steps((reach, y, g.v, g.beta))
-  end_NKV, (errors, read) = jax.lax.scan(step, S_NKV, xs)
+  end_NKV, (errors, read) = _chunks(step, S_NKV, xs)
   written = g.v if errors is None else g.beta * fold.flat(errors)
   inside = product('nij,njv->niv', scores, written)
   kept = Kept(*fold.steps((scores, y)), errors, S_NKV)
@@ -159,7 +162,7 @@ def _backward_group(fold, scale, dS_NKV, x, kept, dy):
     return dstart, (dS, derror)
 
   xs = fold.steps((reach, y, g.beta, dy, dinside))
-  dS_NKV, found = jax.lax.scan(step, dS_NKV, xs, reverse=True)
+  dS_NKV, found = _chunks(step, dS_NKV, xs, reverse=True)
   dends, derror = fold.flat(found)
   dv = times(g.beta, derror)
   dscores = [product('niv,njv->nij', dy, written)]
@@ -198,8 +201,15 @@ def _states(fold, S_NKV, reach, written):
     return S, S
 
   xs = fold.steps((reach, written))
-  _, after = jax.lax.scan(step, S_NKV, jax.tree.map(lambda x: x[:-1], xs))
+  _, after = _chunks(step, S_NKV, jax.tree.map(lambda x: x[:-1], xs))
   return jnp.concatenate([S_NKV, fold.flat(after)])
+
+
+def _chunks(step, carry, xs, reverse=False):
+  """Goes through the chunks of a group."""
+  length = len(jax.tree.leaves(xs)[0])
+  unroll = max(1, min(UNROLL, length))
+  return jax.lax.scan(step, carry, xs, reverse=reverse, unroll=unroll)
 
 
 def _dread(reach: Reach, beta, dy, derror):
