@@ -49,8 +49,11 @@ def refuses(q, k, v, *_, scale, chunk) -> str | None:
       f'it takes up to {MOST_CHANNELS} channels, not K={k.shape[-1]} and '
       f'V={v.shape[-1]}'
     )
-  if v.shape[0] * v.shape[1] * v.shape[2] * k.shape[-1] >= 2**31:
-    return f'rows of q {q.shape} and v {v.shape} do not fit int32'
+  # Rows are numbered in int32, of tokens and of states.
+  tokens = v.shape[0] * v.shape[1]
+  rows = max(tokens, tokens // CHUNK * v.shape[2] * k.shape[-1])
+  if rows >= 2**31 - 2**16:
+    return f'{rows} rows of tokens or of states do not fit int32'
   return None
 
 
