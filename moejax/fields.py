@@ -55,6 +55,8 @@ def check(config: ConfigDict) -> None:
   check_length(config)
   check_model(config.model)
   for path, node in nodes(config.model, 'config.model'):
+    if 'hidden' in node:
+      at_least(f'{path}.hidden', node['hidden'], 1)
     check_attention(path, node)
     check_moe(path, node, config.mesh)
 

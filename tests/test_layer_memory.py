@@ -75,7 +75,7 @@ def test_a_layer_on_cpu_takes_the_memory_of_the_model(layer, backward):
   model = memory.temporary_on_cpu(
     memory.Problem(layer, activation_bytes=4), backward
   )
-  assert found == pytest.approx(model, rel=0.05)
+  assert found == pytest.approx(model, rel=0.1)
 
 
 def test_memory_on_cpu_is_refused_for_bf16():

@@ -133,6 +133,10 @@ WRONG_FIELDS = {
     ['--config.mesh.expert=3'],
     ['num_experts=8', 'config.mesh.expert=3', 'choose a multiple'],
   ),
+  'hidden': (
+    [f'{FFN}.experts.hidden=0'],
+    ['experts.hidden=0', 'a whole number of at least 1'],
+  ),
   'kv heads': (
     ['--config.model.blocks.dense.mixer.kv_heads=3'],
     ['blocks.dense.mixer.kv_heads=3', 'heads=4', 'choose a divisor'],

@@ -223,3 +223,7 @@ def _check(x_ND, matrices, ids_NK, weights_NK):
     )
   if not jnp.issubdtype(ids_NK.dtype, jnp.integer):
     raise ValueError(f'expert_ffn: ids are {ids_NK.dtype}; use integers.')
+  if not jnp.issubdtype(weights_NK.dtype, jnp.floating):
+    raise ValueError(
+      f'expert_ffn: weights are {weights_NK.dtype}; use float32.'
+    )

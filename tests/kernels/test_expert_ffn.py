@@ -11,6 +11,12 @@ import pytest
 from pallas_kernels.expert_ffn import memory
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS, expert_ffn
 from pallas_kernels.expert_ffn.shapes import Layer
+from tests.kernels.oracle import (
+  assert_close,
+  layer,
+  layer_inputs,
+  relu_squared,
+)
 
 IMPLEMENTATIONS = [None, 'rows', 'reference']
 # name -> N, D, F, E, K
@@ -31,50 +37,9 @@ NEEDS_TRITON = pytest.mark.skipif(
 )
 
 
-def relu_squared(x):
-  return jnp.square(jax.nn.relu(x))
-
-
-def _inputs(shape, dtype=jnp.float32, gated=True, ids=None):
-  n, d, f, e, k = shape
-  rng = np.random.default_rng(0)
-
-  def draw(*size):
-    return jnp.asarray(rng.normal(size=size), dtype)
-
-  x, gate, up = draw(n, d), draw(e, d, f), draw(e, d, f) if gated else None
-  down, dy = draw(e, f, d), draw(n, d)
-  weights = jnp.asarray(rng.normal(size=(n, k)), jnp.float32)
-  if ids is None:
-    # Ids repeat within a token, and E ("no expert") is among them.
-    ids = rng.integers(0, e + 1, size=(n, k))
-  return (x, gate, up, down, weights), jnp.asarray(ids, jnp.int32), dy
-
-
-def _every_expert(args, ids, activation):
-  """y from every expert for every token, weighted by a dense matrix."""
-  x, gate, up, down, weights = args
-  one_hot = ids[..., None] == jnp.arange(gate.shape[0])
-  weights_NE = jnp.einsum('nk,nke->ne', weights, one_hot.astype(x.dtype))
-  h = activation(jnp.einsum('nd,edf->nef', x, gate))
-  h = h if up is None else h * jnp.einsum('nd,edf->nef', x, up)
-  return jnp.einsum('ne,nef,efd->nd', weights_NE, h, down)
-
-
 def _pulled(f, args, dy):
   y, pull = jax.vjp(f, *args)
   return y, *pull(dy)
-
-
-def _oracle(args, ids, dy, activation):
-  with jax.enable_x64(True):
-    args, dy = jax.tree.map(lambda a: np.asarray(a, np.float64), (args, dy))
-    f = jax.jit(
-      lambda args, dy: _pulled(
-        lambda *a: _every_expert(a, ids, activation), args, dy
-      )
-    )
-    return jax.tree.map(np.asarray, f(args, dy))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -89,43 +54,35 @@ def _results(
   return _pulled(f, args, dy)
 
 
-def _assert_close(got, want, tolerance):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    a = np.asarray(a, np.float64)
-    scale = max(1.0, np.abs(b).max())
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
-
-
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('name', list(SHAPES))
 def test_outputs_and_gradients_equal_every_expert(name, implementation):
-  args, ids, dy = _inputs(SHAPES[name])
-  want = _oracle(args, ids, dy, jax.nn.silu)
+  args, ids, dy = layer_inputs(SHAPES[name])
+  want = layer(args, ids, dy, jax.nn.silu)
   got = _results(args, ids, dy, jax.nn.silu, implementation)
-  _assert_close(got, want, 1e-5)
+  assert_close(got, want, 1e-5)
 
 
 @pytest.mark.parametrize('activation', [jax.nn.gelu, relu_squared])
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_ungated_equals_every_expert(implementation, activation):
-  args, ids, dy = _inputs(SHAPES['smoke'], gated=False)
-  want = _oracle(args, ids, dy, activation)
+  args, ids, dy = layer_inputs(SHAPES['smoke'], gated=False)
+  want = layer(args, ids, dy, activation)
   got = _results(args, ids, dy, activation, implementation)
-  _assert_close(got, want, 1e-5)
+  assert_close(got, want, 1e-5)
 
 
 @pytest.mark.parametrize('implementation', [None, 'rows'])
 def test_bf16_is_close_to_every_expert(implementation):
-  args, ids, dy = _inputs(SHAPES['odd'], jnp.bfloat16)
+  args, ids, dy = layer_inputs(SHAPES['odd'], jnp.bfloat16)
   got = _results(args, ids, dy, jax.nn.silu, implementation)
   assert [a.dtype for a in got] == [jnp.bfloat16] * 5 + [jnp.float32]
-  _assert_close(got, _oracle(args, ids, dy, jax.nn.silu), 2e-2)
+  assert_close(got, layer(args, ids, dy, jax.nn.silu), 2e-2)
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_parameters_of_f32_serve_tokens_of_bf16(implementation):
-  (x, *matrices, weights), ids, dy = _inputs(SHAPES['odd'])
+  (x, *matrices, weights), ids, dy = layer_inputs(SHAPES['odd'])
   # What bf16 can hold, so that only the arithmetic differs.
   matrices = [w.astype(jnp.bfloat16).astype(jnp.float32) for w in matrices]
   args = (x.astype(jnp.bfloat16), *matrices, weights)
@@ -133,21 +90,21 @@ def test_parameters_of_f32_serve_tokens_of_bf16(implementation):
   y, dx, *rest = _results(args, ids, dy, jax.nn.silu, implementation)
   assert y.dtype == dx.dtype == jnp.bfloat16
   assert [a.dtype for a in rest] == [jnp.float32] * 4
-  _assert_close((y, dx, *rest), _oracle(args, ids, dy, jax.nn.silu), 2e-2)
+  assert_close((y, dx, *rest), layer(args, ids, dy, jax.nn.silu), 2e-2)
 
 
 @pytest.mark.parametrize('implementation', [None, 'rows'])
 def test_many_rows_of_one_expert_equal_the_reference(implementation):
   ids = np.where(np.arange(1400) % 50 == 0, 2, 1)[:, None]
-  args, ids, dy = _inputs((1400, 4, 4, 3, 1), ids=ids)
+  args, ids, dy = layer_inputs((1400, 4, 4, 3, 1), ids=ids)
   want = _results(args, ids, dy, jax.nn.silu, 'reference')
   got = _results(args, ids, dy, jax.nn.silu, implementation)
-  _assert_close(got, jax.tree.map(np.asarray, want), 1e-5)
+  assert_close(got, jax.tree.map(np.asarray, want), 1e-5)
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_no_expert_leaks_nothing(implementation):
-  args, _, dy = _inputs(SHAPES['smoke'])
+  args, _, dy = layer_inputs(SHAPES['smoke'])
   ids = jnp.full((24, 2), 4, jnp.int32).at[3].set(jnp.array([1, 4]))
   dead = (jnp.arange(24) != 3)[:, None]
   x, gate, up, down, weights = args
@@ -181,40 +138,40 @@ def test_uniform_weights_of_a_linear_unit_give_the_input_back():
 
 
 def test_the_name_is_what_cpu_gets():
-  args, ids, dy = _inputs(SHAPES['smoke'])
+  args, ids, dy = layer_inputs(SHAPES['smoke'])
   results = (_results(args, ids, dy, jax.nn.silu, i) for i in (None, 'tiles'))
   for a, b in zip(*results, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_without_jit_equals_every_expert():
-  args, ids, dy = _inputs(SHAPES['one token'])
-  want = _oracle(args, ids, dy, jax.nn.silu)
-  _assert_close(_results.__wrapped__(args, ids, dy), want, 1e-5)
+  args, ids, dy = layer_inputs(SHAPES['one token'])
+  want = layer(args, ids, dy, jax.nn.silu)
+  assert_close(_results.__wrapped__(args, ids, dy), want, 1e-5)
 
 
 def test_under_checkpoint_equals_every_expert():
-  args, ids, dy = _inputs(SHAPES['smoke'])
-  want = _oracle(args, ids, dy, jax.nn.silu)
+  args, ids, dy = layer_inputs(SHAPES['smoke'])
+  want = layer(args, ids, dy, jax.nn.silu)
   got = _results(args, ids, dy, jax.nn.silu, None, jax.checkpoint)
-  _assert_close(got, want, 1e-5)
+  assert_close(got, want, 1e-5)
 
 
 def test_scan_over_layers_equals_a_python_loop():
-  args, ids, dy = _inputs(SHAPES['smoke'])
+  args, ids, dy = layer_inputs(SHAPES['smoke'])
   x, *matrices, weights = args
   stack = jax.tree.map(lambda w: jnp.stack([w, w / 2]), matrices)
 
-  def layer(x, matrices):
+  def one(x, matrices):
     y = expert_ffn(x, *matrices, ids, weights, activation=jax.nn.silu)
     return x + y / 100, None
 
   def two_layers(x, first, second):
-    return layer(layer(x, first)[0], second)[0]
+    return one(one(x, first)[0], second)[0]
 
   @jax.jit
   def scanned(x, stack, dy):
-    return _pulled(lambda *a: jax.lax.scan(layer, *a)[0], (x, stack), dy)
+    return _pulled(lambda *a: jax.lax.scan(one, *a)[0], (x, stack), dy)
 
   @jax.jit
   def unrolled(x, stack, dy):
@@ -224,22 +181,22 @@ def test_scan_over_layers_equals_a_python_loop():
     return y, dx, jax.tree.map(lambda *w: jnp.stack(w), *dmatrices)
 
   got, want = (f(x, stack, dy) for f in (scanned, unrolled))
-  _assert_close(got, jax.tree.map(np.asarray, want), 1e-5)
+  assert_close(got, jax.tree.map(np.asarray, want), 1e-5)
 
 
 def test_vmap_equals_every_expert():
-  args, ids, dy = _inputs(SHAPES['smoke'])
+  args, ids, dy = layer_inputs(SHAPES['smoke'])
   x, *rest = args
   run = jax.vmap(lambda x, ids: _results((x, *rest), ids, dy))
   got = jax.jit(run)(jnp.stack([x, 2 * x]), jnp.stack([ids, ids[::-1]]))
   for i, (each, chosen) in enumerate([(x, ids), (2 * x, ids[::-1])]):
-    want = _oracle((each, *rest), chosen, dy, jax.nn.silu)
-    _assert_close([a[i] for a in got], list(want), 1e-5)
+    want = layer((each, *rest), chosen, dy, jax.nn.silu)
+    assert_close(tuple(a[i] for a in got), want, 1e-5)
 
 
 def test_backward_keeps_only_inputs_and_pre_activations():
   n, d, f, e, k = shape = (64, 32, 16, 4, 8)
-  args, ids, _ = _inputs(shape)
+  args, ids, _ = layer_inputs(shape)
   _, pull = jax.vjp(
     lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
   )
@@ -253,7 +210,7 @@ def test_backward_keeps_only_inputs_and_pre_activations():
 
 @pytest.mark.parametrize('gated', [True, False])
 def test_the_memory_model_knows_what_is_kept(gated):
-  (x, *rest), ids, _ = _inputs((64, 32, 16, 4, 8), gated=gated)
+  (x, *rest), ids, _ = layer_inputs((64, 32, 16, 4, 8), gated=gated)
   args = (x.astype(jnp.bfloat16), *rest)
   _, pull = jax.vjp(
     lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
@@ -266,7 +223,7 @@ def test_the_memory_model_knows_what_is_kept(gated):
 
 
 def test_a_policy_that_names_pre_activations_spares_the_second_forward():
-  args, ids, dy = _inputs(SHAPES['smoke'])
+  args, ids, dy = layer_inputs(SHAPES['smoke'])
 
   def products(policy):
     wrap = functools.partial(jax.checkpoint, policy=policy)
@@ -278,11 +235,11 @@ def test_a_policy_that_names_pre_activations_spares_the_second_forward():
   named = policies.save_only_these_names(PRE_ACTIVATIONS)
   assert products(named) < products(policies.nothing_saveable)
   got = _results(args, ids, dy, wrap=jax.checkpoint)
-  _assert_close(got, _oracle(args, ids, dy, jax.nn.silu), 1e-5)
+  assert_close(got, layer(args, ids, dy, jax.nn.silu), 1e-5)
 
 
 def test_forward_alone_keeps_no_pre_activations():
-  args, ids, _ = _inputs((512, 16, 64, 4, 8))
+  args, ids, _ = layer_inputs((512, 16, 64, 4, 8))
 
   @jax.jit
   def f(*a):
@@ -293,7 +250,7 @@ def test_forward_alone_keeps_no_pre_activations():
 
 
 def _traced(activation=jax.nn.silu):
-  args, ids, dy = _inputs(SHAPES['smoke'])
+  args, ids, dy = layer_inputs(SHAPES['smoke'])
   f = jax.jit(lambda args, dy: _results(args, ids, dy, activation))
   return f.trace(args, dy)
 
@@ -338,6 +295,7 @@ def test_cuda_gets_grouped_products_where_the_activation_cannot_be_fused():
     ),
     (dict(ids=jnp.zeros((4, 1), jnp.int32)), r'ids and weights \[N, K\]'),
     (dict(ids=jnp.zeros((4, 3))), 'ids are float32'),
+    (dict(weights=jnp.zeros((4, 3), jnp.int32)), 'weights are int32'),
     (dict(implementation='quick'), "implementation='quick' is unknown"),
   ],
 )

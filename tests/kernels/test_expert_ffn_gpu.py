@@ -14,6 +14,12 @@ from pallas_kernels.expert_ffn import pallas_gpu
 from pallas_kernels.expert_ffn.gpu_activation import cannot_fuse
 from pallas_kernels.grouped_matmul.gpu_tiles import Tiles
 from pallas_kernels.route.api import permutation
+from tests.kernels.oracle import (
+  assert_close,
+  layer,
+  layer_inputs,
+  relu_squared,
+)
 
 KERNELS = ('up', 'down', 'dh', 'dw_down', 'dw_first', 'dx')
 SMALL_TILES = dict.fromkeys(KERNELS, Tiles(16, 16, 16))
@@ -26,48 +32,6 @@ SHAPES = {
   'one expert': (70, 8, 8, 1, 1),
   'odd': (101, 20, 37, 3, 3),
 }
-
-
-def relu_squared(x):
-  return jnp.square(jax.nn.relu(x))
-
-
-def _inputs(shape, dtype=jnp.float32, gated=True):
-  """Arguments, ids and dy; ids repeat, and E ("no expert") is among them."""
-  n, d, f, e, k = shape
-  rng = np.random.default_rng(0)
-
-  def draw(*size):
-    return jnp.asarray(rng.normal(size=size), dtype)
-
-  x, gate, up = draw(n, d), draw(e, d, f), draw(e, d, f) if gated else None
-  down, dy = draw(e, f, d), draw(n, d)
-  weights = jnp.asarray(rng.normal(size=(n, k)), jnp.float32)
-  ids = jnp.asarray(rng.integers(0, e + 1, size=(n, k)), jnp.int32)
-  return (x, gate, up, down, weights), ids, dy
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _every_expert(args, ids, dy, activation):
-  """y and all gradients, from every expert for every token."""
-
-  def y(x, gate, up, down, weights):
-    one_hot = ids[..., None] == jnp.arange(gate.shape[0])
-    weights_NE = jnp.einsum('nk,nke->ne', weights, one_hot.astype(x.dtype))
-    h = activation(jnp.einsum('nd,edf->nef', x, gate))
-    h = h if up is None else h * jnp.einsum('nd,edf->nef', x, up)
-    return jnp.einsum('ne,nef,efd->nd', weights_NE, h, down)
-
-  value, pull = jax.vjp(y, *args)
-  return value, *pull(dy)
-
-
-def _oracle(args, ids, dy, activation):
-  """The same in float64."""
-  with jax.enable_x64(True):
-    args, dy = jax.tree.map(lambda a: np.asarray(a, np.float64), (args, dy))
-    found = _every_expert(args, np.asarray(ids), dy, activation)
-    return jax.tree.map(np.asarray, found)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -89,21 +53,13 @@ def _results(args, ids, dy, activation, wide):
 
 
 def _check(shape, dtype, activation, gated=True, wide=False):
-  args, ids, dy = _inputs(shape, dtype, gated)
+  args, ids, dy = layer_inputs(shape, dtype, gated)
   got, alone = _results(args, ids, dy, activation, wide)
-  want = _oracle(args, ids, dy, activation)
+  want = layer(args, ids, dy, activation)
   tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-  _assert_close(got, want, tolerance)
+  assert_close(got, want, tolerance)
   np.testing.assert_array_equal(got[0], alone)
   return got
-
-
-def _assert_close(got, want, tolerance):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    scale = max(1.0, np.abs(b).max())
-    a = np.asarray(a, np.float64)
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize('name', list(SHAPES))
@@ -129,14 +85,14 @@ def test_many_choices_for_each_token_equal_every_expert():
 @given(ids=st.lists(st.integers(-1, 5), min_size=48, max_size=48))
 @settings(max_examples=15, deadline=None)
 def test_any_choice_of_experts_equals_every_expert(ids):
-  args, _, dy = _inputs((24, 8, 12, 4, 2))
+  args, _, dy = layer_inputs((24, 8, 12, 4, 2))
   ids = jnp.array(ids, jnp.int32).reshape(24, 2)
   got, _ = _results(args, ids, dy, jax.nn.silu, False)
-  _assert_close(got, _oracle(args, ids, dy, jax.nn.silu), 1e-5)
+  assert_close(got, layer(args, ids, dy, jax.nn.silu), 1e-5)
 
 
 def test_no_expert_leaks_nothing():
-  args, _, dy = _inputs((24, 8, 12, 4, 2))
+  args, _, dy = layer_inputs((24, 8, 12, 4, 2))
   ids = jnp.full((24, 2), 4, jnp.int32).at[3].set(jnp.array([1, 4]))
   dead = (jnp.arange(24) != 3)[:, None]
   x, *matrices, weights = args
@@ -168,7 +124,7 @@ def test_no_expert_leaks_nothing():
 )
 def test_what_is_said_to_run_inside_of_kernels_lowers(activation):
   assert cannot_fuse(activation) is None
-  args, ids, dy = _inputs(SHAPES['one token'])
+  args, ids, dy = layer_inputs(SHAPES['one token'])
   x, *matrices, weights = args
 
   def both(x, matrices, weights, dy):
@@ -203,7 +159,7 @@ def test_an_activation_without_a_hash_is_examined_too():
 
 
 def test_tiles_of_an_unknown_kernel_are_refused():
-  args, ids, _ = _inputs(SHAPES['one token'])
+  args, ids, _ = layer_inputs(SHAPES['one token'])
   x, *matrices, _ = args
   with pytest.raises(ValueError, match='names dz; the kernels are up, down'):
     pallas_gpu.layer_tiles(

@@ -12,6 +12,12 @@ from pallas_kernels.expert_ffn import pallas_tpu
 from pallas_kernels.expert_ffn.api import expert_ffn
 from pallas_kernels.grouped_matmul.tile_shapes import TileShape
 from pallas_kernels.route.api import permutation
+from tests.kernels.oracle import (
+  assert_close,
+  layer,
+  layer_inputs,
+  relu_squared,
+)
 
 # Leaves NaN in all that nothing was written to, and past the ends of arrays.
 STRICT = pltpu.InterpretParams(uninitialized_memory='nan')
@@ -28,83 +34,33 @@ SHAPES = {
 }
 
 
-def relu_squared(x):
-  return jnp.square(jax.nn.relu(x))
-
-
 def _inputs(shape, dtype=jnp.float32, gated=True):
-  """x, matrices, weights, ids and dy; tokens of no expert hold NaN.
-
-  Ids repeat within a token, and E ("no expert") is among them.
-  """
-  n, d, f, e, k = shape
-  rng = np.random.default_rng(0)
-
-  def draw(*size, scale=1.0):
-    return jnp.asarray(scale * rng.normal(size=size), dtype)
-
-  ids = rng.integers(0, e + 1, size=(n, k))
-  ids[n // 2 :: 7] = e
-  dead = (ids == e).all(1)[:, None]
-  x, dy = (jnp.where(dead, jnp.nan, draw(n, d)) for _ in range(2))
-  gate, up = (draw(e, d, f, scale=d**-0.5) for _ in range(2))
-  down = draw(e, f, d, scale=f**-0.5)
-  weights = jnp.asarray(rng.normal(size=(n, k)), jnp.float32)
-  ids = jnp.asarray(ids, jnp.int32)
-  return x, (gate, up if gated else None, down), weights, ids, dy
+  """Arguments, ids and dy; tokens of no expert hold NaN."""
+  args, ids, dy = layer_inputs(shape, dtype, gated)
+  n, experts = shape[0], shape[3]
+  ids = ids.at[n // 2 :: 7].set(experts)
+  dead = (ids == experts).all(1)[:, None]
+  x, dy = (jnp.where(dead, jnp.nan, a) for a in (args[0], dy))
+  return (x, *args[1:]), ids, dy
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _loop(x, matrices, weights, ids, dy, activation):
-  """y and all gradients, in a loop over experts."""
-
-  def y(x, matrices, weights):
-    def add(y, expert):
-      e, (gate, up, down) = expert
-      own = ids == e
-      x_own = jnp.where(own.any(1)[:, None], x, 0)
-      h = activation(x_own @ gate)
-      h = h if up is None else h * (x_own @ up)
-      weight = jnp.where(own, weights, 0).sum(1)
-      return y + weight[:, None] * (h @ down), None
-
-    experts = jnp.arange(matrices[0].shape[0])
-    return jax.lax.scan(add, jnp.zeros_like(x), (experts, matrices))[0]
-
-  value, pull = jax.vjp(y, x, matrices, weights)
-  live = (ids < matrices[0].shape[0]).any(1)[:, None]
-  return value, *pull(jnp.where(live, dy, 0))
-
-
-def _oracle(x, matrices, weights, ids, dy, activation):
-  """The same in float64."""
-  args = jax.tree.map(
-    lambda a: np.asarray(a, np.float64), (x, matrices, weights, dy)
-  )
-  with jax.enable_x64(True):
-    found = _loop(*args[:3], np.asarray(ids), args[3], activation)
-    return jax.tree.map(np.asarray, found)
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
-def _results(x, matrices, weights, ids, dy, activation, tiles, interpret):
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _results(args, ids, dy, activation, tiles, interpret):
   """y, all gradients, and y of a call that keeps nothing."""
-  args = (x, matrices, weights, permutation(ids, matrices[0].shape[0]))
+  x, *matrices, weights = args
+  p = permutation(ids, matrices[0].shape[0])
+  args = (x, tuple(matrices), weights, p)
   static = dict(activation=activation, tiles=tiles, interpret=interpret)
   y, kept = pallas_tpu.forward(*args, keep=True, **static)
   alone, nothing = pallas_tpu.forward(*args, keep=False, **static)
   assert nothing == (None, None)
-  return (y, *pallas_tpu.backward(*args, kept, dy, **static)), alone
+  dx, dw, dweights = pallas_tpu.backward(*args, kept, dy, **static)
+  return (y, dx, *dw, dweights), alone
 
 
-def _check(args, activation, tiles=None, interpret=True, tolerance=1e-5):
-  got, alone = _results(*args, activation, tiles, interpret)
-  want = _oracle(*args, activation)
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    scale = max(1.0, np.abs(b).max())
-    a = np.asarray(a, np.float64)
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+def _check(inputs, activation, tiles=None, interpret=True, tolerance=1e-5):
+  got, alone = _results(*inputs, activation, tiles, interpret)
+  assert_close(got, layer(*inputs, activation), tolerance)
   np.testing.assert_array_equal(got[0], alone)
   return got
 
@@ -116,11 +72,10 @@ def test_outputs_and_gradients_equal_a_loop_over_experts(name):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_widths_that_no_tile_divides_equal_a_loop_over_experts(dtype):
-  args = _inputs((50, 300, 200, 4, 2), dtype)
+  inputs = _inputs((50, 300, 200, 4, 2), dtype)
   tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-  got = _check(args, jax.nn.silu, SMALL_TILES, tolerance=tolerance)
-  leaves = jax.tree.leaves(got)
-  assert [a.dtype for a in leaves] == [dtype] * 5 + [jnp.float32]
+  got = _check(inputs, jax.nn.silu, SMALL_TILES, tolerance=tolerance)
+  assert [a.dtype for a in got] == [dtype] * 5 + [jnp.float32]
 
 
 @pytest.mark.parametrize('activation', [jax.nn.gelu, relu_squared])
@@ -136,7 +91,7 @@ def test_memory_that_nothing_wrote_is_never_used():
 
 @pytest.mark.parametrize('gated', [True, False])
 def test_both_kernels_are_in_what_is_lowered_for_tpu(gated):
-  x, matrices, weights, ids, dy = _inputs(SHAPES['odd'], jnp.bfloat16, gated)
+  (x, *matrices, weights), ids, dy = _inputs(SHAPES['odd'], jnp.bfloat16, gated)
   # Matrices in a wider dtype than the tokens.
   matrices = jax.tree.map(lambda w: w.astype(jnp.float32), matrices)
 
@@ -156,7 +111,7 @@ def test_both_kernels_are_in_what_is_lowered_for_tpu(gated):
 
 
 def test_an_activation_that_tpu_kernels_lack_is_refused_by_name():
-  x, matrices, weights, ids, _ = _inputs(SHAPES['odd'])
+  (x, *matrices, weights), ids, _ = _inputs(SHAPES['odd'])
   with pytest.raises(NotImplementedError, match='TPU kernels have no atan'):
     expert_ffn(
       *(x, *matrices, ids, weights),

@@ -13,36 +13,9 @@ from hypothesis import strategies as st
 from pallas_kernels.grouped_matmul import tiles
 from pallas_kernels.grouped_matmul.api import grouped_matmul
 from pallas_kernels.grouped_matmul.shapes import SMALL, Shape
+from tests.kernels.oracle import assert_close, product, product_inputs
 
 IMPLEMENTATIONS = [None, 'ragged_dot', 'reference']
-TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
-
-
-def _inputs(shape: Shape, dtype=jnp.float32, poison=True):
-  """Rows, matrices, sizes and an output gradient; dead rows hold NaN."""
-  draw = np.random.default_rng(0).normal
-  x = draw(size=(shape.rows, shape.d))
-  w = draw(size=(len(shape.sizes), shape.d, shape.f))
-  dy = draw(size=(shape.rows, shape.f))
-  if poison:
-    x[sum(shape.sizes) :] = np.nan
-    dy[sum(shape.sizes) :] = np.nan
-  sizes = jnp.array(shape.sizes, jnp.int32)
-  return *(jnp.asarray(a, dtype) for a in (x, w)), sizes, jnp.asarray(dy, dtype)
-
-
-def _oracle(x, w, sizes, dy):
-  """y, dx and dw by a loop over groups in float64."""
-  x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
-  y, dx, dw = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(w.shape)
-  start = 0
-  for e, size in enumerate(np.asarray(sizes)):
-    own = slice(start, start + size)
-    y[own] = x[own] @ w[e]
-    dx[own] = dy[own] @ w[e].T
-    dw[e] = x[own].T @ dy[own]
-    start += size
-  return y, dx, dw
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -58,40 +31,33 @@ def _pulled(f, x, w, dy):
   return y, *pull(dy)
 
 
-def _assert_close(got, want, tolerance):
-  for a, b in zip(got, want, strict=True):
-    scale = max(1.0, np.abs(b).max(initial=0))
-    a = np.asarray(a, np.float64)
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
-
-
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('name', list(SMALL))
 def test_outputs_and_gradients_equal_the_loop(name, implementation):
-  inputs = _inputs(SMALL[name])
+  inputs = product_inputs(SMALL[name])
   got = _results(*inputs, implementation)
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('name', ['odd', 'rows past the end'])
 def test_bf16_is_close_to_the_loop(name, implementation):
-  inputs = _inputs(SMALL[name], jnp.bfloat16)
+  inputs = product_inputs(SMALL[name], jnp.bfloat16)
   got = _results(*inputs, implementation)
   assert all(a.dtype == jnp.bfloat16 for a in got)
-  _assert_close(got, _oracle(*inputs), 2e-2)
+  assert_close(got, product(*inputs), 2e-2)
 
 
 @given(cuts=st.lists(st.integers(0, 1200), min_size=6, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_any_sizes_equal_the_loop(cuts):
   sizes = np.diff(sorted(cuts), prepend=0)
-  inputs = _inputs(Shape(1200, 3, 2, tuple(sizes)))
-  _assert_close(_results(*inputs), _oracle(*inputs), 1e-5)
+  inputs = product_inputs(Shape(1200, 3, 2, tuple(sizes)))
+  assert_close(_results(*inputs), product(*inputs), 1e-5)
 
 
 def test_the_name_is_what_cpu_gets():
-  inputs = _inputs(SMALL['odd'])
+  inputs = product_inputs(SMALL['odd'])
   for a, b in zip(
     _results(*inputs, None), _results(*inputs, 'tiles'), strict=True
   ):
@@ -99,19 +65,19 @@ def test_the_name_is_what_cpu_gets():
 
 
 def test_without_jit_equals_the_loop():
-  inputs = _inputs(SMALL['smoke'])
+  inputs = product_inputs(SMALL['smoke'])
   got = _results.__wrapped__(*inputs)
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 def test_under_checkpoint_equals_the_loop():
-  inputs = _inputs(SMALL['rows past the end'])
+  inputs = product_inputs(SMALL['rows past the end'])
   got = _results(*inputs, None, jax.checkpoint)
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 def test_scan_over_matrices_equals_the_loop():
-  x, w, sizes, dy = _inputs(SMALL['empty groups'], poison=False)
+  x, w, sizes, dy = product_inputs(SMALL['empty groups'], poison=False)
   w = jnp.stack([w, 2 * w])
 
   def f(x, w):
@@ -121,13 +87,13 @@ def test_scan_over_matrices_equals_the_loop():
     return jax.lax.scan(step, jnp.zeros(dy.shape), w)[0]
 
   y, dx, dw = jax.jit(lambda x, w: _pulled(f, x, w, dy))(x, w)
-  want_y, want_dx, want_dw = _oracle(x, w[0], sizes, dy)
+  want_y, want_dx, want_dw = product(x, w[0], sizes, dy)
   want = 3 * want_y, 3 * want_dx, np.stack([want_dw, want_dw])
-  _assert_close((y, dx, dw), want, 1e-5)
+  assert_close((y, dx, dw), want, 1e-5)
 
 
 def test_vmap_over_rows_and_sizes_equals_the_loop():
-  x, w, sizes, dy = _inputs(SMALL['smoke'])
+  x, w, sizes, dy = product_inputs(SMALL['smoke'])
   xs, dys = jnp.stack([x, 2 * x]), jnp.stack([dy, 3 * dy])
   zs = jnp.stack([sizes, jnp.array([0, 9, 0, 2], jnp.int32)])
 
@@ -136,8 +102,8 @@ def test_vmap_over_rows_and_sizes_equals_the_loop():
 
   got = jax.jit(jax.vmap(run))(xs, zs, dys)
   for i in range(2):
-    want = _oracle(xs[i], w, zs[i], dys[i])
-    _assert_close([a[i] for a in got], want, 1e-5)
+    want = product(xs[i], w, zs[i], dys[i])
+    assert_close(tuple(a[i] for a in got), want, 1e-5)
 
 
 @pytest.mark.parametrize('rows', [1, 63, 64, 65, 512, 513, 5000])
@@ -161,7 +127,7 @@ def test_tiles_cover_every_row_once_and_waste_less_than_a_tile(rows):
 
 
 def test_tpu_gets_its_own_kernels():
-  x, w, sizes, _ = _inputs(SMALL['smoke'])
+  x, w, sizes, _ = product_inputs(SMALL['smoke'])
   traced = jax.jit(grouped_matmul).trace(x, w, sizes)
   text = traced.lower(lowering_platforms=('tpu',)).as_text()
   assert 'grouped_matmul_nn' in text
@@ -176,7 +142,7 @@ def test_tpu_gets_its_own_kernels():
 )
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_cuda_gets_its_own_kernels(dtype):
-  traced = _results.trace(*_inputs(SMALL['smoke'], dtype))
+  traced = _results.trace(*product_inputs(SMALL['smoke'], dtype))
   text = traced.lower(lowering_platforms=('cuda',)).as_text()
   assert 'ragged_dot' not in text
   for name in ('nn', 'nt', 'tn'):

@@ -20,6 +20,7 @@ from pallas_kernels.grouped_matmul.gpu_tiles import (
   choose_tiles,
 )
 from pallas_kernels.grouped_matmul.shapes import SMALL, Shape
+from tests.kernels.oracle import assert_close, product, product_inputs
 
 SMALL_TILES = Tiles(16, 16, 16)
 
@@ -38,31 +39,6 @@ def _entries(monkeypatch):
       monkeypatch.setitem(getattr(api, form.upper()), name, entry)
 
 
-def _inputs(shape: Shape, dtype=jnp.float32):
-  """Rows, matrices, sizes and an output gradient; dead rows hold NaN."""
-  draw = np.random.default_rng(0).normal
-  x = draw(size=(shape.rows, shape.d))
-  w = draw(size=(len(shape.sizes), shape.d, shape.f))
-  dy = draw(size=(shape.rows, shape.f))
-  dead = max(sum(shape.sizes), 0)
-  x[dead:] = dy[dead:] = np.nan
-  sizes = jnp.array(shape.sizes, jnp.int32)
-  return *(jnp.asarray(a, dtype) for a in (x, w)), sizes, jnp.asarray(dy, dtype)
-
-
-def _oracle(x, w, sizes, dy):
-  """y, dx and dw by a loop over groups in float64."""
-  x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
-  y, dx, dw = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(w.shape)
-  start = 0
-  for e, size in enumerate(np.asarray(sizes)):
-    own = slice(start, start + size)
-    y[own], dx[own] = x[own] @ w[e], dy[own] @ w[e].T
-    dw[e] = x[own].T @ dy[own]
-    start += size
-  return y, dx, dw
-
-
 @functools.partial(jax.jit, static_argnums=4)
 def _results(x, w, sizes, dy, name='small tiles'):
   f = functools.partial(api.grouped_matmul, sizes_E=sizes, implementation=name)
@@ -70,55 +46,48 @@ def _results(x, w, sizes, dy, name='small tiles'):
   return y, *pull(dy)
 
 
-def _assert_close(got, want, tolerance):
-  for a, b in zip(got, want, strict=True):
-    scale = max(1.0, np.abs(b).max(initial=0))
-    a = np.asarray(a, np.float64)
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
-
-
 @pytest.mark.parametrize('name', list(SMALL))
 def test_outputs_and_gradients_equal_the_loop(name):
-  inputs = _inputs(SMALL[name])
-  _assert_close(_results(*inputs), _oracle(*inputs), 1e-5)
+  inputs = product_inputs(SMALL[name])
+  assert_close(_results(*inputs), product(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize('name', ['odd', 'rows past the end'])
 def test_bf16_is_close_to_the_loop(name):
-  inputs = _inputs(SMALL[name], jnp.bfloat16)
+  inputs = product_inputs(SMALL[name], jnp.bfloat16)
   got = _results(*inputs)
   assert all(a.dtype == jnp.bfloat16 for a in got)
-  _assert_close(got, _oracle(*inputs), 2e-2)
+  assert_close(got, product(*inputs), 2e-2)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_widths_that_no_tile_divides_equal_the_loop(dtype):
-  inputs = _inputs(Shape(90, 100, 600, (40, 0, 33)), dtype)
+  inputs = product_inputs(Shape(90, 100, 600, (40, 0, 33)), dtype)
   tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
   got = _results(*inputs, 'oblong tiles')
-  _assert_close(got, _oracle(*inputs), tolerance)
+  assert_close(got, product(*inputs), tolerance)
 
 
 @given(cuts=st.lists(st.integers(0, 100), min_size=6, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_any_sizes_equal_the_loop(cuts):
   sizes = np.diff(sorted(cuts), prepend=0)
-  inputs = _inputs(Shape(100, 3, 20, tuple(sizes)))
-  _assert_close(_results(*inputs), _oracle(*inputs), 1e-5)
+  inputs = product_inputs(Shape(100, 3, 20, tuple(sizes)))
+  assert_close(_results(*inputs), product(*inputs), 1e-5)
 
 
 def test_an_empty_group_has_a_zero_gradient_bit_for_bit():
-  *_, dw = _results(*_inputs(SMALL['empty groups']))
+  *_, dw = _results(*product_inputs(SMALL['empty groups']))
   empty = np.array(SMALL['empty groups'].sizes) == 0
   assert not np.asarray(dw)[empty].any()
   assert np.asarray(dw)[~empty].any(axis=(1, 2)).all()
 
 
 def test_sizes_that_exceed_the_rows_are_cut_and_negative_ones_are_zero():
-  x, w, _, dy = _inputs(Shape(40, 8, 8, (10, 0, 20, 10)))
+  x, w, _, dy = product_inputs(Shape(40, 8, 8, (10, 0, 20, 10)))
   wrong = jnp.array([10, -7, 20, 10**9], jnp.int32)
-  want = _oracle(x, w, [10, 0, 20, 10], dy)
-  _assert_close(_results(x, w, wrong, dy), want, 1e-5)
+  want = product(x, w, [10, 0, 20, 10], dy)
+  assert_close(_results(x, w, wrong, dy), want, 1e-5)
 
 
 @pytest.mark.parametrize('rest', [True, False])
@@ -157,13 +126,13 @@ PRODUCTS = [
 
 
 def test_tiles_by_rule_and_all_candidates_fit_the_chip():
-  for product in PRODUCTS:
-    found = candidates(product)
-    assert found[0] == choose_tiles(product)
+  for p in PRODUCTS:
+    found = candidates(p)
+    assert found[0] == choose_tiles(p)
     assert len(set(found)) == len(found)
-    itemsize = jnp.dtype(product.dtype).itemsize
+    itemsize = jnp.dtype(p.dtype).itemsize
     for tiles in found:
-      need = tiles.shared_bytes(itemsize, product.lefts, product.rights)
+      need = tiles.shared_bytes(itemsize, p.lefts, p.rights)
       assert need <= SHARED_BYTES
 
 
@@ -173,7 +142,7 @@ def test_large_groups_have_more_candidates_than_the_rule():
 
 
 def test_tiles_beyond_the_chip_are_refused_with_the_figures():
-  x, w, sizes, _ = _inputs(SMALL['smoke'])
+  x, w, sizes, _ = product_inputs(SMALL['smoke'])
   large = Tiles(256, 256, 128, num_stages=4)
   with pytest.raises(ValueError, match='needs 1048576 bytes.*232448'):
     pallas_gpu.nn(x, w, sizes, tiles=large, interpret=True)
@@ -186,7 +155,7 @@ def test_blocks_that_triton_cannot_have_are_refused(size):
 
 
 def test_other_dtypes_are_refused_with_the_reason():
-  x, w, sizes, _ = _inputs(SMALL['smoke'])
+  x, w, sizes, _ = product_inputs(SMALL['smoke'])
   x, w = x.astype(jnp.float16), w.astype(jnp.float16)
   with pytest.raises(NotImplementedError, match='float32 and bfloat16, not fl'):
     api.grouped_matmul(x, w, sizes, implementation='triton')
@@ -211,6 +180,6 @@ def test_the_library_for_hopper_refuses_with_the_reason(change, message):
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
   monkeypatch.setattr(library_gpu, '_has', lambda module: False)
-  x, w, sizes, _ = _inputs(SMALL['smoke'], jnp.bfloat16)
+  x, w, sizes, _ = product_inputs(SMALL['smoke'], jnp.bfloat16)
   with pytest.raises(NotImplementedError, match='tokamax is not installed'):
     api.grouped_matmul(x, w, sizes, implementation='tokamax')

@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.grouped_matmul import megablox, pallas_tpu, visits
 from pallas_kernels.grouped_matmul.shapes import SMALL, Shape
 from pallas_kernels.grouped_matmul.tile_shapes import TileShape
+from tests.kernels.oracle import assert_close, product, product_inputs
 
 # Several tiles along every axis, with a part of one left over.
 ODD = Shape(123, 300, 600, (0, 50, 3, 0, 17, 40, 0))
@@ -24,29 +25,6 @@ SMALL_TILES = TileShape(16, 128, 256)
 PARTS = Shape(700, 300, 200, (0, 250, 3, 64, 0, 70, 217, 1, 0))
 # Leaves NaN in all that nothing was written to, and past the ends of arrays.
 STRICT = pltpu.InterpretParams(uninitialized_memory='nan')
-
-
-def _inputs(shape: Shape, dtype=jnp.float32):
-  """x, w, sizes and dy; rows of no group hold NaN."""
-  draw = np.random.default_rng(0).normal
-  x = draw(size=(shape.rows, shape.d))
-  w = draw(size=(len(shape.sizes), shape.d, shape.f))
-  dy = draw(size=(shape.rows, shape.f))
-  x[sum(shape.sizes) :] = np.nan
-  dy[sum(shape.sizes) :] = np.nan
-  x, w, dy = (jnp.asarray(a, dtype) for a in (x, w, dy))
-  return x, w, jnp.array(shape.sizes, jnp.int32), dy
-
-
-def _oracle(x, w, sizes, dy):
-  x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
-  y, dx, dw = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(w.shape)
-  ends = np.cumsum(sizes)
-  for e, (begin, end) in enumerate(zip(ends - sizes, ends, strict=True)):
-    own = slice(begin, end)
-    y[own], dx[own] = x[own] @ w[e], dy[own] @ w[e].T
-    dw[e] = x[own].T @ dy[own]
-  return y, dx, dw
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -61,17 +39,10 @@ def _results(x, w, sizes, dy, tiles=None, interpret=True, library=pallas_tpu):
   )
 
 
-def _assert_close(got, want, tolerance):
-  for a, b in zip(got, want, strict=True):
-    scale = max(1.0, np.abs(b).max(initial=0))
-    a = np.asarray(a, np.float64)
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
-
-
 @pytest.mark.parametrize('name', list(SMALL))
 def test_each_form_equals_the_loop(name):
-  inputs = _inputs(SMALL[name])
-  _assert_close(_results(*inputs), _oracle(*inputs), 1e-5)
+  inputs = product_inputs(SMALL[name])
+  assert_close(_results(*inputs), product(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -89,49 +60,49 @@ def test_each_form_equals_the_loop(name):
 def test_several_tiles_along_every_axis_equal_the_loop(
   shape, tiles, dtype, tolerance
 ):
-  inputs = _inputs(shape, dtype)
+  inputs = product_inputs(shape, dtype)
   got = _results(*inputs, tiles)
   assert all(a.dtype == dtype for a in got)
-  _assert_close(got, _oracle(*inputs), tolerance)
+  assert_close(got, product(*inputs), tolerance)
 
 
 @pytest.mark.parametrize('sizes', [(0, 50, 3, 0, 17, 40, 0), (0,) * 7])
 def test_nothing_unwritten_or_out_of_bounds_reaches_a_result(sizes):
-  inputs = _inputs(Shape(123, 300, 600, sizes))
+  inputs = product_inputs(Shape(123, 300, 600, sizes))
   got = _results(*inputs, SMALL_TILES, STRICT)
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize('tiles', [(256, 128, 128), (256, 300, 200)])
 def test_parts_that_no_group_holds_reach_no_result(tiles):
-  inputs = _inputs(PARTS)
+  inputs = product_inputs(PARTS)
   got = _results(*inputs, TileShape(*tiles), STRICT)
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 @given(cuts=st.lists(st.integers(0, 400), min_size=6, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_any_sizes_equal_the_loop_where_tiles_have_parts(cuts):
   sizes = np.diff(sorted(cuts), prepend=0)
-  inputs = _inputs(Shape(400, 130, 129, tuple(sizes)))
+  inputs = product_inputs(Shape(400, 130, 129, tuple(sizes)))
   got = _results(*inputs, TileShape(192, 128, 128))
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 @given(cuts=st.lists(st.integers(0, 70), min_size=6, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_any_sizes_equal_the_loop(cuts):
   sizes = np.diff(sorted(cuts), prepend=0)
-  inputs = _inputs(Shape(70, 130, 129, tuple(sizes)))
+  inputs = product_inputs(Shape(70, 130, 129, tuple(sizes)))
   got = _results(*inputs, TileShape(8, 128, 128))
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize('name', ['odd', 'rows past the end', 'one row'])
 def test_megablox_equals_the_loop(name):
-  inputs = _inputs(SMALL[name])
+  inputs = product_inputs(SMALL[name])
   got = _results(*inputs, library=megablox)
-  _assert_close(got, _oracle(*inputs), 1e-5)
+  assert_close(got, product(*inputs), 1e-5)
 
 
 @given(
@@ -164,7 +135,7 @@ def test_visits_meet_each_row_of_a_group_once_and_are_few(cuts, tile):
 
 @pytest.mark.parametrize('form', ['nn', 'nt', 'tn'])
 def test_the_kernel_lowers_for_tpu_without_one(form):
-  x, w, sizes, dy = _inputs(ODD, jnp.bfloat16)
+  x, w, sizes, dy = product_inputs(ODD, jnp.bfloat16)
   args = dict(nn=(x, w), nt=(dy, w), tn=(x, dy))[form]
   call = jax.jit(functools.partial(getattr(pallas_tpu, form)))
   text = call.trace(*args, sizes).lower(lowering_platforms=('tpu',)).as_text()
