@@ -65,15 +65,16 @@ def _pulled(f, args, dy):
   return y, *pull(dy)
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _all_of_every_expert(args, ids, dy, activation):
+  return _pulled(lambda *a: _every_expert(a, ids, activation), args, dy)
+
+
 def _oracle(args, ids, dy, activation):
   with jax.enable_x64(True):
     args, dy = jax.tree.map(lambda a: np.asarray(a, np.float64), (args, dy))
-    f = jax.jit(
-      lambda args, dy: _pulled(
-        lambda *a: _every_expert(a, ids, activation), args, dy
-      )
-    )
-    return jax.tree.map(np.asarray, f(args, dy))
+    found = _all_of_every_expert(args, np.asarray(ids), dy, activation)
+    return jax.tree.map(np.asarray, found)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -170,13 +171,12 @@ def test_uniform_weights_of_a_linear_unit_give_the_input_back():
   ids = jnp.asarray(rng.integers(0, e, (n, k)), jnp.int32)
   weights = jnp.full((n, k), 1 / k)
 
-  @jax.jit
   def f(x):
     return expert_ffn(x, eye, None, eye, ids, weights, activation=jnp.real)
 
-  y, pull = jax.vjp(f, x)
+  y, dx = jax.jit(functools.partial(_pulled, f))((x,), dy)
   np.testing.assert_allclose(y, x, rtol=1e-6)
-  np.testing.assert_allclose(pull(dy)[0], dy, rtol=1e-6)
+  np.testing.assert_allclose(dx, dy, rtol=1e-6)
 
 
 def test_the_name_is_what_cpu_gets():
@@ -236,16 +236,22 @@ def test_vmap_equals_every_expert():
     _assert_close([a[i] for a in got], list(want), 1e-5)
 
 
+def _kept(args, ids):
+  """Shapes and dtypes of what the backward pass is given."""
+
+  def pull(*a):
+    return jax.vjp(
+      lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *a
+    )[1]
+
+  return jax.tree.leaves(jax.eval_shape(pull, *args))
+
+
 def test_backward_keeps_only_inputs_and_pre_activations():
   n, d, f, e, k = shape = (64, 32, 16, 4, 8)
   args, ids, _ = _inputs(shape)
-  _, pull = jax.vjp(
-    lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
-  )
   kept = sum(
-    a.size
-    for a in jax.tree.leaves(pull)
-    if hasattr(a, 'dtype') and jnp.issubdtype(a.dtype, jnp.floating)
+    a.size for a in _kept(args, ids) if jnp.issubdtype(a.dtype, jnp.floating)
   )
   assert kept == n * d + 2 * n * k * f + n * k + 3 * e * d * f
 
@@ -254,14 +260,11 @@ def test_backward_keeps_only_inputs_and_pre_activations():
 def test_the_memory_model_knows_what_is_kept(gated):
   (x, *rest), ids, _ = _inputs((64, 32, 16, 4, 8), gated=gated)
   args = (x.astype(jnp.bfloat16), *rest)
-  _, pull = jax.vjp(
-    lambda *a: expert_ffn(*a[:4], ids, a[4], activation=jax.nn.silu), *args
-  )
-  leaves = [a for a in jax.tree.leaves(pull) if hasattr(a, 'dtype')]
   problem = memory.Problem(64, 32, 16, 4, 8, gated=gated)
   # Parameters are the caller's; nothing is a copy of them in another dtype.
   parameters = 4 * problem.matrix_elements
-  assert sum(a.nbytes for a in leaves) == memory.kept(problem) + parameters
+  kept = sum(a.size * a.dtype.itemsize for a in _kept(args, ids))
+  assert kept == memory.kept(problem) + parameters
 
 
 def test_a_policy_that_names_pre_activations_spares_the_second_forward():
