@@ -15,6 +15,8 @@ from pallas_kernels.expert_ffn.gpu_activation import cannot_fuse
 from pallas_kernels.grouped_matmul.gpu_tiles import Tiles
 from pallas_kernels.route.api import permutation
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 KERNELS = ('up', 'down', 'dh', 'dw_down', 'dw_first', 'dx')
 SMALL_TILES = dict.fromkeys(KERNELS, Tiles(16, 16, 16))
 # Several pieces after each product, and widths that no block divides.

@@ -13,6 +13,8 @@ from pallas_kernels.expert_ffn.api import expert_ffn
 from pallas_kernels.grouped_matmul.tile_shapes import TileShape
 from pallas_kernels.route.api import permutation
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 # Leaves NaN in all that nothing was written to, and past the ends of arrays.
 STRICT = pltpu.InterpretParams(uninitialized_memory='nan')
 # Several tiles along every axis, with a part of one left over.

@@ -10,6 +10,8 @@ import pytest
 
 from pallas_kernels.expert_ffn.api import expert_ffn
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments/2026_11_moe_layer_gpu'
 
 
