@@ -10,6 +10,7 @@ from moejax import accounting
 from moejax.build import build
 from moejax.state import blank_context
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 LENGTH = 64
 
 
@@ -24,7 +25,7 @@ def _model(ffn, **fields):
 
 def _xla_flops_per_token(model):
   ctx = blank_context(2, LENGTH)
-  variables = nn.unbox(model.init(jax.random.key(0), ctx))
+  variables = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), ctx))
   variables = {'params': variables['params']}
 
   def forward(variables):
@@ -68,7 +69,8 @@ def test_attention_pays_for_the_keys_that_are_seen():
 
 def test_parameter_totals_are_those_of_the_arrays():
   model = _model(common.moe(8, 2, 48, shared=32))
-  variables = model.init(jax.random.key(0), blank_context())
+  init = jax.jit(model.init)
+  variables = init(jax.random.key(0), blank_context())
   arrays = jax.tree.leaves(nn.unbox(variables['params']))
   described = accounting.describe(model, LENGTH)
   assert described['params_total'] == sum(a.size for a in arrays)

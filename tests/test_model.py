@@ -13,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from moejax import config_io, losses, state, stats, step
 from moejax.build import build
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 RECIPES = sorted(
   path
   for path in pathlib.Path(__file__).parents[1].glob('configs/**/*.py')

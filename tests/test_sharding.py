@@ -9,6 +9,7 @@ from moejax import balance, sharding, step, validate
 from moejax.parts import Parts
 from pallas_kernels import chips
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 MESHES = {'8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4)}
 
 

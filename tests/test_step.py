@@ -10,6 +10,7 @@ from configs import common
 from moejax import balance, sharding, step
 from moejax.parts import Parts
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 RATE = 0.02
 
 
@@ -125,7 +126,7 @@ def router_of(tree):
 
 def test_the_bias_update_balances_a_skewed_router(small, sparse):
   start, taken, _ = sparse
-  state, batch = copy(start), small.rows(0, batch=4, length=16)
+  state, batch = copy(start), small.rows(0, batch=8)
   router_of(state.params)['score']['kernel'][:] *= 0.3
   router_of(state.balance)['bias'][:] = [0.5, 0.5, 0.0, 0.0]
   params, loads = state.params, []

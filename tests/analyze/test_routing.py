@@ -1,5 +1,7 @@
 """What is read of the routing is what the layers did."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from moejax.analyze import routing
 from moejax.build import build
 from moejax.types import Context
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 VOCAB, K, REPEATS = 11, 2, 3
 EXPERTS = (4, 8)  # of the two blocks of a period
 N = 12
@@ -43,7 +46,8 @@ def case():
 
 def test_choices_agree_with_the_counts_that_the_layers_report(case):
   model, variables, ctx, ids = case
-  _, written = model.apply(variables, ctx, mutable=['stats'])
+  apply = functools.partial(model.apply, mutable=['stats'])
+  _, written = jax.jit(apply)(variables, ctx)
   ((four, eight),) = stats.per_layer(written['stats'])['counts']
   assert len(ids) == len(EXPERTS) * REPEATS
   for layer, chosen in enumerate(ids):

@@ -11,6 +11,7 @@ from moejax import accounting, papers, train
 from moejax.build import build
 from moejax.command_line import load_recipe
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / 'tests' / 'golden'
 UPDATE = 'UPDATE_GOLDEN'

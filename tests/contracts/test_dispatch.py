@@ -12,6 +12,7 @@ from moejax import dispatch, experts
 from moejax.dispatch.capacity import capacity_slots, slots
 from moejax.types import Chosen, Padded, Pairs
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 E, D, F = 8, 6, 4
 CASES = ('usual', 'one_token', 'one_expert', 'empty', 'odd', 'padding', 'all')
 
@@ -77,7 +78,7 @@ def oracle(name):
   x = np.where(chosen.any(-1)[:, None], x, 0)
   upstream = np.random.default_rng(9).normal(size=x.shape)
   with jax.enable_x64(True):
-    wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params())
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params())
 
     def forward(x, weights, p):
       y = 0
@@ -88,9 +89,14 @@ def oracle(name):
         y += weight.sum(-1)[:, None] * (hidden @ p['down'][e])
       return y
 
-    weights = jnp.asarray(np.asarray(assignment.weights_NK), jnp.float64)
-    y, pull = jax.vjp(forward, jnp.asarray(x, jnp.float64), weights, wide)
-    return jax.tree.map(np.asarray, (y, pull(upstream))), upstream
+    @jax.jit
+    def both_ways(*args):
+      y, pull = jax.vjp(forward, *args)
+      return y, pull(upstream)
+
+    weights = np.asarray(assignment.weights_NK, np.float64)
+    found = both_ways(x.astype(np.float64), weights, wide)
+    return jax.tree.map(np.asarray, found), upstream
 
 
 @pytest.mark.parametrize('name', CASES)

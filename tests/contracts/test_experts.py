@@ -11,6 +11,7 @@ from flax import linen as nn
 from moejax import experts
 from moejax.types import Padded, Ragged
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SIZES = (3, 0, 5, 1, 0, 0, 4, 2)  # rows of each expert; 15 in all
 
 

@@ -1,7 +1,8 @@
 """Compiles the grouped products for a TPU topology.
 
-  python tests/kernels/aot_grouped_matmul.py v5e:2x2
-prints for each form and dtype the FLOPs and temporary bytes, as JSON.
+  python tests/kernels/aot_grouped_matmul.py v5e:2x2 [wide]
+prints for each form and case the FLOPs and temporary bytes, as JSON. `wide`
+compiles large shapes by tiles of any chip instead of those of this one.
 """
 
 import functools
@@ -15,7 +16,7 @@ CUT = 300, 300, 600, 7  # by tiles that leave a part of one on every axis
 FINE = 25600, 4096, 448, 256
 
 
-def main(topology):
+def main(topology, which='usual'):
   every = devices(topology)
   device = every[0]
   import jax
@@ -41,16 +42,20 @@ def main(topology):
   tiles = TileShape(16, 128, 256)
   found = {}
   for form in ('nn', 'nt', 'tn'):
-    for dtype in (jnp.bfloat16, jnp.float32):
-      case = f'{form} {dtype.__name__}'
-      found[case] = compiled(form, (R, D, F, E), dtype)
+    if which == 'wide':
+      for dtype in (jnp.bfloat16, jnp.float32):
+        case = f'{form} {dtype.__name__}'
+        found[case] = compiled(form, (R, D, F, E), dtype)
+      found[f'{form} fine'] = compiled(form, FINE, jnp.bfloat16)
+      continue
     found[f'{form} for the chip'] = compiled(
       form, (R, D, F, E), jnp.bfloat16, chip=chip
     )
     found[f'{form} cut'] = compiled(form, CUT, jnp.bfloat16, tiles=tiles)
-    found[f'{form} odd'] = compiled(form, ODD, jnp.bfloat16)
-    found[f'{form} fine'] = compiled(form, FINE, jnp.bfloat16)
-  found['mesh'] = over_mesh(every)
+    for dtype in (jnp.bfloat16, jnp.float32):
+      found[f'{form} odd {dtype.__name__}'] = compiled(form, ODD, dtype)
+  if which == 'usual':
+    found['mesh'] = over_mesh(every)
   tell(found)
 
 

@@ -21,6 +21,8 @@ from tests.kernels.oracle import (
   relu_squared,
 )
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 KERNELS = ('up', 'down', 'dh', 'dw_down', 'dw_first', 'dx')
 SMALL_TILES = dict.fromkeys(KERNELS, Tiles(16, 16, 16))
 # Several pieces after each product, and widths that no block divides.

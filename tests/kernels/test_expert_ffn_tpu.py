@@ -19,6 +19,8 @@ from tests.kernels.oracle import (
   relu_squared,
 )
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 # Leaves NaN in all that nothing was written to, and past the ends of arrays.
 STRICT = pltpu.InterpretParams(uninitialized_memory='nan')
 # Several tiles along every axis, with a part of one left over.

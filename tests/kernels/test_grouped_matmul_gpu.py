@@ -22,6 +22,8 @@ from pallas_kernels.grouped_matmul.gpu_tiles import (
 from pallas_kernels.grouped_matmul.shapes import SMALL, Shape
 from tests.kernels.oracle import assert_close, product, product_inputs
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL_TILES = Tiles(16, 16, 16)
 
 

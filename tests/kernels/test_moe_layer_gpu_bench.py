@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+# The interpreter's program is nobody's: only its results count.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments/2026_11_moe_layer_gpu'
 
 

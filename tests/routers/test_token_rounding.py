@@ -63,15 +63,24 @@ def slow_pairs(chosen, valid, tile):
   return pairs
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def init(module, x, ctx):
+  return module.init(jax.random.key(1), x, ctx)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, variables, x, ctx):
+  return module.apply(variables, x, ctx, mutable=['stats'])
+
+
 def routed(small, tile, padding=(0,), length=32, seed=0, scale=1.0):
   batch = small.rows(seed, length=length, padding=padding)
   x = scale + jax.random.normal(jax.random.key(seed), (2 * length, D))
   module = router(tile)
   ctx = small.context(batch)
-  variables = jax.tree.map(jnp.asarray, module.init(jax.random.key(1), x, ctx))
-  apply = functools.partial(module.apply, variables, mutable=['stats'])
-  out, sown = jax.jit(lambda x: apply(x, small.context(batch, train=True)))(x)
-  chosen = module.apply(variables, x, ctx)
+  variables = init(module, x, ctx)
+  out, sown = apply(module, variables, x, small.context(batch, train=True))
+  chosen, _ = apply(module, variables, x, ctx)
   return out, chosen, batch['segments'].reshape(-1) > 0, sown['stats']
 
 
@@ -123,9 +132,9 @@ def test_weights_have_the_gradient_of_what_they_are(small):
   batch = small.rows(0, length=32, padding=(5, 0))
   x = jax.random.normal(jax.random.key(0), (64, D))
   module, ctx = router(8), small.context(batch, train=True)
-  variables = jax.tree.map(jnp.asarray, module.init(jax.random.key(1), x, ctx))
-  out = jax.jit(lambda v: module.apply(v, x, ctx))(variables)
-  chosen = module.apply(variables, x, small.context(batch))
+  variables = init(module, x, ctx)
+  out, _ = apply(module, variables, x, ctx)
+  chosen, _ = apply(module, variables, x, small.context(batch))
   upstream = np.random.default_rng(2).normal(size=out.ids_R.shape)
   tokens, ids = np.asarray(out.tokens_R), np.asarray(out.ids_R)
   picked = np.asarray(chosen.ids_NK)
@@ -213,10 +222,10 @@ def test_outside_training_it_is_the_inner_router(small):
   x = jax.random.normal(jax.random.key(0), (16, D))
   # More rows to a tile than there are tokens: nothing is rounded here.
   module, ctx = router(128), small.context(batch)
-  variables = module.init(jax.random.key(1), x, ctx)
-  out = module.apply(variables, x, ctx)
+  variables = init(module, x, ctx)
+  out, _ = apply(module, variables, x, ctx)
   inner = {'params': variables['params']['inner']}
-  want = module.inner.apply(inner, x, ctx)
+  want, _ = apply(module.inner, inner, x, ctx)
   for name in ('ids_NK', 'weights_NK', 'logits_NE'):
     np.testing.assert_array_equal(getattr(out, name), getattr(want, name))
   assert module.causal and module.k == K

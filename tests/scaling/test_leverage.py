@@ -18,9 +18,13 @@ def _vertices(rows, variant, **kwargs):
   return [p for p in fitted if p.variant == variant]
 
 
-def test_leverage_is_the_ratio_of_compute_at_equal_loss(rows, theta_of):
-  found = analysis.analyse(rows(noise=0.0, sizes=7), draws=0, huber_starts=4)
-  for one in found.leverages:
+@pytest.fixture(scope='module')
+def exact(rows):
+  return analysis.analyse(rows(noise=0.0, sizes=7), draws=0, huber_starts=4)
+
+
+def test_leverage_is_the_ratio_of_compute_at_equal_loss(exact, theta_of):
+  for one in exact.leverages:
     if one.variant == 'dense' or one.notes:
       continue
     # Invert the exact dense frontier by bisection.
@@ -34,9 +38,8 @@ def test_leverage_is_the_ratio_of_compute_at_equal_loss(rows, theta_of):
     assert one.value == pytest.approx(middle / one.budget, rel=0.03)
 
 
-def test_dense_has_leverage_one_over_itself(rows):
-  found = analysis.analyse(rows(noise=0.0, sizes=7), draws=0, huber_starts=4)
-  own = [one.value for one in found.leverages if one.variant == 'dense']
+def test_dense_has_leverage_one_over_itself(exact):
+  own = [one.value for one in exact.leverages if one.variant == 'dense']
   np.testing.assert_allclose(own, 1.0, atol=0.03)
 
 
