@@ -60,14 +60,16 @@ def test_no_kernel_of_the_published_shape_spills_registers(found):
     assert 0 < kernel['registers'] <= MOST_REGISTERS, what
 
 
-def test_at_other_sizes_two_kinds_of_kernels_spill_and_little(found):
+def test_at_other_sizes_few_kernels_spill_and_little(found):
   """In f32, at 256 channels, and where channels are masked."""
   spilling = set()
   for what, kernel in _kernels(found, 'odd'):
     if kernel.get('frame', 0):
       spilling.add(kernel['kernel'].split('__')[0])
       assert kernel['frame'] <= 640, what
-  assert spilling <= {'chunk_states', 'chunk_d_states', 'chunk_d_inputs'}
+  # The kernels of scores and of inputs do in f32 only.
+  states = {'chunk_states', 'chunk_d_states'}
+  assert spilling <= states | {'chunk_scores', 'chunk_d_inputs'}
 
 
 def test_every_kernel_fits_shared_memory(found):
