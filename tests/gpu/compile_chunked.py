@@ -61,9 +61,9 @@ def cases():
     for delta in (True, False):
       yield 'bf16', PUBLISHED['one long'], decay, delta, jnp.bfloat16
   for decay in ('channel', 'head'):
-    yield 'bf16', ODD, decay, True, jnp.bfloat16
-    yield 'large', WIDE, decay, True, jnp.bfloat16
-    yield 'large', ODD, decay, True, jnp.float32
+    yield 'odd', ODD, decay, True, jnp.bfloat16
+    yield 'odd', WIDE, decay, True, jnp.bfloat16
+    yield 'odd', ODD, decay, True, jnp.float32
 
 
 def main(markdown):
