@@ -261,3 +261,12 @@ def test_flops_of_the_model_are_the_sum_of_its_layers(small):
   one = two_blocks(small, repeats=1)
   head = 2 * 16 * small.VOCAB
   assert model.flops(8) - head == 3 * (one.flops(8) - head)
+
+
+def test_terms_outside_of_the_scan_are_known_by_their_shapes(small):
+  sparse = dict(prefix=('sparse',), suffix=('sparse',))
+  model = build(small.model(**sparse), 'model')
+  ctx = small.context(small.rows(0))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ctx)
+  assert {'before', 'after', 'layers'} == set(shapes['losses'])
+  assert stats.names(shapes['losses']) == {'load', 'z'}
