@@ -52,8 +52,9 @@ def by_name(sown: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def names(sown: Mapping[str, Any]) -> set[str]:
-  """The names under which anything was sown."""
-  return set(_grouped(sown))
+  """The names under which anything was sown; its leaves may be shapes."""
+  leaves = jax.tree_util.tree_leaves_with_path(sown)
+  return {_keys(path)[-2] for path, _ in leaves}
 
 
 def per_layer(sown: Mapping[str, Any]) -> dict[str, list[list[jax.Array]]]:
@@ -116,12 +117,16 @@ def _dead(counts_LE):
   return (counts_LE == 0).sum(-1)
 
 
+def _keys(path):
+  """group, blocks_i, ..., name, index of the sow (0)."""
+  return jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+
+
 def _grouped(sown):
   """{name: groups}; a group is the blocks of a scan, or one block alone."""
   groups: dict[str, dict[tuple, list]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
-    keys = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
-    # keys: group, blocks_i, ..., name, index of the sow (0)
+    keys = _keys(path)
     name, group = keys[-2], keys[0]
     block = int(re.fullmatch(r'blocks_(\d+)', keys[1])[1])
     scanned = group == 'layers'

@@ -22,6 +22,12 @@ RECIPES = sorted(
 WEIGHTS = {'load': 0.01, 'z': 0.001}
 
 
+def slow_if_of_a_paper(path):
+  # Compiles for seconds, and there is no end of papers.
+  marks = [pytest.mark.slow] if 'papers' in path.parts else []
+  return pytest.param(path, id=path.stem, marks=marks)
+
+
 @functools.cache
 def smoke(path):
   """The model of a recipe's smoke form, with its overlay for decoding."""
@@ -182,7 +188,7 @@ def test_statistics_come_in_the_order_of_the_layers(small, batch):
   assert stats.by_name(written['losses'])['z'].shape == (7,)
 
 
-@pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', list(map(slow_if_of_a_paper, RECIPES)))
 def test_no_token_sees_a_later_one_in(path, small):
   model = smoke(path)
   batch = small.rows(1, batch=2, length=6, vocab=model.vocab)
@@ -215,7 +221,7 @@ def test_no_token_sees_a_later_one_in(path, small):
     assert (g[:, : t + 1] > 0).all()
 
 
-@pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', list(map(slow_if_of_a_paper, RECIPES)))
 def test_prefill_and_decode_equal_the_full_forward_in(path, small):
   model = smoke(path)
   batch = small.rows(2, batch=2, length=7, vocab=model.vocab)
@@ -262,3 +268,12 @@ def test_flops_of_the_model_are_the_sum_of_its_layers(small):
   one = two_blocks(small, repeats=1)
   head = 2 * 16 * small.VOCAB
   assert model.flops(8) - head == 3 * (one.flops(8) - head)
+
+
+def test_terms_outside_of_the_scan_are_known_by_their_shapes(small):
+  sparse = dict(prefix=('sparse',), suffix=('sparse',))
+  model = build(small.model(**sparse), 'model')
+  ctx = small.context(small.rows(0))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ctx)
+  assert {'before', 'after', 'layers'} == set(shapes['losses'])
+  assert stats.names(shapes['losses']) == {'load', 'z'}

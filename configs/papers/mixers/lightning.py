@@ -63,7 +63,7 @@ def get_config(arg=None):
   }
   blocks[f'layer_{LAYERS - 1}'] = common.block(softmax, ffn)
   config = common.baseline(ffn, smoke=arg.smoke)
-  config.losses = {'load': 0.01}
+  config.losses = {'load': 0.01, 'z': 0.001}
   config.model.blocks = ConfigDict(blocks)
   # No two layers forget at the same rates, so that none is repeated.
   config.model.pattern, config.model.repeats = tuple(blocks), 1
