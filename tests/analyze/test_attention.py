@@ -1,5 +1,6 @@
 """The share of attention to the first token, against a softmax by hand."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -16,7 +17,7 @@ def test_the_share_of_the_first_token_is_that_of_a_softmax_by_hand(small):
   model = build(small.model(blocks, repeats=2))
   batch = small.rows(0, padding=(0, 3), document=5)
   ctx = small.context(batch)
-  variables = jax.jit(model.init)(jax.random.key(0), ctx)
+  variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), ctx))
   got = attention.first_token_mass(model, variables, ctx)
   assert got.shape == (4,)
   assert ((got > 0) & (got < 1)).all()
