@@ -156,7 +156,12 @@ def fast_bytes(problem: Problem, blocks, scratch) -> int:
     scratch: shapes, f32.
   """
   (k, v), c = problem.lanes, problem.chunk
-  needed = 2 * sum(math.prod(problem.block(f)) * bytes_ for f, bytes_ in blocks)
+  needed = 2 * sum(
+    math.prod(problem.block(form))
+    * bytes_
+    * (problem.shared if form == 'end' else 1)
+    for form, bytes_ in blocks
+  )
   needed += 4 * sum(math.prod(shape) for shape in scratch)
   return needed + 4 * (WORKING * c * max(k, v) + 2 * k * v + 8 * c * c)
 
@@ -166,8 +171,16 @@ def _over(index, count):
   return index if count == 1 else lax.div(index, jnp.int32(count))
 
 
-def _spec(p, form, place):
-  """`place` maps the indices of the grid to sequence, head and chunk."""
+def _spec(p, form, places, key=1):
+  """Of one array.
+
+  Args:
+    p, form: the sizes, and which of them.
+    places: maps from the indices of the grid to sequence, head and chunk.
+    key: which of them is for key heads.
+  """
+  own, _, summed = places
+  place = places[key] if form == 'key' else own
   block = p.block(form)
   if form in p.OF_TOKENS:
 
@@ -177,8 +190,10 @@ def _spec(p, form, place):
 
     return pl.BlockSpec((None, *block), index)
   if form == 'end':
+    # Of all heads that take turns: no block is left and met again.
+    heads = None if summed is own else p.shared
     return pl.BlockSpec(
-      (None, None, *block), lambda *ids: (*place(*ids)[:2], 0, 0)
+      (None, heads, *block), lambda *ids: (*summed(*ids)[:2], 0, 0)
     )
   return pl.BlockSpec(
     (None, None, None, *block), lambda *ids: (*place(*ids), 0, 0)
@@ -213,7 +228,6 @@ def _call(
     flops, exponentials: of one chunk of one value head.
     interpret: see `pallas_call`.
   """
-  own, key, summed = places
   inputs = {n: x for n, x in inputs.items() if x[1] is not None}
   outputs = {n: x for n, x in outputs.items() if x is not None}
   names = [*inputs, *outputs, *scratch]
@@ -237,14 +251,8 @@ def _call(
   results = pl.pallas_call(
     run,
     grid=grid,
-    in_specs=[
-      _spec(p, form, key if form == 'key' else own)
-      for form, _ in inputs.values()
-    ],
-    out_specs=[
-      _spec(p, form, summed if form == 'key' else own)
-      for form, _ in outputs.values()
-    ],
+    in_specs=[_spec(p, form, places) for form, _ in inputs.values()],
+    out_specs=[_spec(p, form, places, key=2) for form, _ in outputs.values()],
     out_shape=shapes,
     scratch_shapes=[pltpu.VMEM(s, jnp.float32) for s in scratch.values()],
     compiler_params=pltpu.CompilerParams(

@@ -107,12 +107,11 @@ def end(refs):
 
 
 def begin_back(refs):
-  """Before the last chunk: the gradient of the state is `dlast`."""
-  r = pl.program_id(3)
+  """Before the last chunk: the gradient of the states is `dlast`."""
 
-  @pl.when(pl.program_id(2) == 0)
+  @pl.when((pl.program_id(2) == 0) & (pl.program_id(3) == 0))
   def _():
-    refs.state[r] = refs.dlast[...]
+    refs.state[...] = refs.dlast[...]
 
 
 def end_back(refs, dq_CK, dk_CK, dbefore_VK):
@@ -134,4 +133,4 @@ def end_back(refs, dq_CK, dk_CK, dbefore_VK):
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
   def _():
-    refs.dfirst[...] = dbefore_VK
+    refs.dfirst[r] = dbefore_VK

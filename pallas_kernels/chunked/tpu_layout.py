@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from pallas_kernels import chips
 
 LANES = 128
-# States of the value heads that share a key, of one core's fast memory.
-SHARED_BYTES = 2 * chips.MIB
+# States of the value heads that share a key; a kernel holds five times that.
+SHARED_BYTES = chips.MIB // 2
 CHUNK = 64
 # From one packed register of bf16 to where masks fill the matrix unit.
 CHUNKS = (16, 32, 64, 128)

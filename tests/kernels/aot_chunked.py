@@ -159,12 +159,13 @@ def over_layers(where):
   from pallas_kernels.chunked_linear.api import chunked_linear
 
   def layer(x_BTHK, w_KK):
-    q = k = v = jnp.einsum('bthk,kl->bthl', x_BTHK, w_KK.astype(x_BTHK.dtype))
+    q = k = jnp.einsum('bthk,kl->bthl', x_BTHK, w_KK.astype(x_BTHK.dtype))
+    v = jnp.repeat(q, 2, axis=2)  # two value heads to a key head
     log_decay = jax.nn.log_sigmoid(v.astype(jnp.float32))
-    beta_BTH = jax.nn.sigmoid(log_decay[..., 0])
-    y, _ = chunked_delta(q, k, v, log_decay, beta_BTH)
+    beta_BTG = jax.nn.sigmoid(log_decay[..., 0])
+    y, _ = chunked_delta(q, k, v, log_decay, beta_BTG)
     z, _ = chunked_linear(q, k, v, log_decay[..., 0])
-    return x_BTHK + y + z, None
+    return x_BTHK + (y + z)[:, :, ::2], None
 
   def loss(w_LKK, x_BTHK):
     y, _ = jax.lax.scan(jax.checkpoint(layer), x_BTHK, w_LKK)

@@ -27,8 +27,8 @@ KERNELS = {
 def test_work_and_memory_are_as_counted(topology, cases, on_topology):
   script = 'kernels/aot_chunked.py'
   found = on_topology(script, topology, *cases, timeout_s=1800)
-  # Two layers of which each recomputes: nothing grows with them but weights.
-  assert found.pop('scan')['temporary_bytes'] < 16 * 2**20
+  # Two layers of which each recomputes: a dozen arrays of one layer, 2 MB each.
+  assert found.pop('scan')['temporary_bytes'] < 32 * 2**20
   assert len(found) == 2 * (len(cases or range(13)) - 1)
   for case, cost in found.items():
     operation, decay, width, chunk, dtype, direction = case.split(',')
