@@ -26,7 +26,9 @@ CALLS = flags.DEFINE_integer('calls', 3, 'Passes of ours in a round.')
 SHAPES = flags.DEFINE_multi_string(
   'shape', None, 'B,T,H,D instead of those of the page.'
 )
-DECAYS = flags.DEFINE_list('decays', problem.DECAYS, 'channel, head or both.')
+DECAYS = flags.DEFINE_list(
+  'decays', list(problem.DECAYS), 'channel, head or both.'
+)
 LENGTHS = flags.DEFINE_list(
   'lengths', None, 'Instead: ours alone at (1, T, 8, 64), for each T.'
 )
