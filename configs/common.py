@@ -122,7 +122,7 @@ def kda(heads: int, head_dim: int, **fields) -> ConfigDict:
     rule=node('mixers.rules.kda'),
     decay=node('mixers.decays.Softplus', rank=head_dim),
     write=node('mixers.writes.Sigmoid'),
-    gate=node('mixers.gates.Elementwise', rank=head_dim),
+    gate=node('mixers.gates.Gate', rank=head_dim),
     norm_epsilon=1e-5,
   )
   return node(

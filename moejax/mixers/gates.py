@@ -16,18 +16,23 @@ from moejax.mixers.low_rank import logits, logits_flops
 from moejax.nn import Projection, activations
 from moejax.types import Chosen, Context
 
-__all__ = ['Elementwise', 'HeadMixture', 'Sigmoid']
+__all__ = ['Gate', 'HeadMixture']
 
 
-class Sigmoid(nn.Module):
-  """y * sigmoid(x W), one gate for each output of each head.
+class Gate(nn.Module):
+  """y * activation(x W), or y * activation(x U W), the factor in f32.
 
-  Source: 2505.06708 eq. 5, at its position G1.
+  Source: 2505.06708 eq. 5, at its position G1, with a sigmoid; 2412.06464
+  fig. 1 with SiLU; 2510.26692 eq. 10 with a sigmoid and a rank.
 
   Attributes:
-    headwise: whether all outputs of a head share one gate.
+    activation: of the factor.
+    rank: of U W; None for one matrix.
+    headwise: whether all outputs of a head share one factor.
   """
 
+  activation: Callable = activations.sigmoid
+  rank: int | None = None
   headwise: bool = False
 
   @nn.compact
@@ -35,43 +40,16 @@ class Sigmoid(nn.Module):
     self, y_BTHV: jax.Array, x_BTD: jax.Array, ctx: Context
   ) -> jax.Array:
     del ctx
-    heads, size = y_BTHV.shape[2:]
-    features = (heads, 1 if self.headwise else size)
-    axes = ('embed', 'heads', 'kv')
-    return y_BTHV * jax.nn.sigmoid(
-      Projection(features, axes, name='gate')(x_BTD)
-    )
-
-  def flops(self, width: int, heads: int, size: int) -> float:
-    """Forward FLOPs per token."""
-    return 2 * width * heads * (1 if self.headwise else size)
-
-
-class Elementwise(nn.Module):
-  """y * activation(x W), or y * activation(x U W), the factor in f32.
-
-  Source: 2412.06464 fig. 1 with SiLU; 2510.26692 eq. 10 with a sigmoid and a
-  rank.
-
-  Attributes:
-    activation: of the factor.
-    rank: of U W; None for one matrix.
-  """
-
-  activation: Callable = activations.sigmoid
-  rank: int | None = None
-
-  @nn.compact
-  def __call__(
-    self, y_BTHV: jax.Array, x_BTD: jax.Array, ctx: Context
-  ) -> jax.Array:
-    del ctx
-    factor = self.activation(logits(x_BTD, y_BTHV.shape[2:], self.rank))
+    shape = self._shape(*y_BTHV.shape[2:])
+    factor = self.activation(logits(x_BTD, shape, self.rank))
     return (y_BTHV * factor).astype(y_BTHV.dtype)
 
+  def _shape(self, heads, size):
+    return heads, 1 if self.headwise else size
+
   def flops(self, width: int, heads: int, size: int) -> float:
     """Forward FLOPs per token."""
-    return logits_flops(width, (heads, size), self.rank)
+    return logits_flops(width, self._shape(heads, size), self.rank)
 
 
 class HeadMixture(nn.Module):

@@ -45,8 +45,8 @@ def _softmax(z):
 
 @pytest.mark.parametrize('headwise', [False, True])
 def test_a_sigmoid_of_the_input_gates_every_head(headwise):
-  got, p, y, x = _run(gates.Sigmoid(headwise=headwise))
-  kernel = p['gate']['kernel']
+  got, p, y, x = _run(gates.Gate(headwise=headwise))
+  kernel = p['logits']['kernel']
   assert kernel.shape == (D, H, 1 if headwise else V)
   gate = 1 / (1 + np.exp(-np.einsum('btd,dhv->bthv', x, kernel)))
   np.testing.assert_allclose(got, y * gate, rtol=1e-5, atol=1e-6)
@@ -95,11 +95,11 @@ def test_heads_that_do_not_add_up_are_refused():
 def test_a_gate_adds_its_flops():
   plain = Attention(heads=H, kv_heads=1, head_dim=4)
   assert (
-    plain.clone(gate=gates.Sigmoid()).flops(D, 10) - plain.flops(D, 10)
+    plain.clone(gate=gates.Gate()).flops(D, 10) - plain.flops(D, 10)
     == 2 * D * H * 4
   )
   assert (
-    plain.clone(gate=gates.Sigmoid(headwise=True)).flops(D, 10)
+    plain.clone(gate=gates.Gate(headwise=True)).flops(D, 10)
     - plain.flops(D, 10)
     == 2 * D * H
   )

@@ -146,7 +146,7 @@ def test_gated_attention_agrees():
     'value': {'kernel': _heads(w['v_proj.weight'], kv_heads)},
     'query_norm': {'scale': 1 + w['q_norm.weight']},
     'key_norm': {'scale': 1 + w['k_norm.weight']},
-    'gate': {'gate': {'kernel': gate}},
+    'gate': {'logits': {'kernel': gate}},
     'out': {'kernel': _out(w['o_proj.weight'], H)},
   }
   ours = Attention(
@@ -155,7 +155,7 @@ def test_gated_attention_agrees():
     head_dim=SIZE,
     rope_theta=THETA,
     rope_frac=frac,
-    gate=gates.Sigmoid(),
+    gate=gates.Gate(),
   )
   x, ctx = _inputs()
   got, _ = jax.jit(ours.apply)({'params': params}, x, ctx)

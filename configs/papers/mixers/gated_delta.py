@@ -25,7 +25,7 @@ PAPER = dict(
     'mixers.rules.gated_delta',
     'mixers.rules.delta',
     'mixers.decays.Softplus',
-    'mixers.gates.Elementwise',
+    'mixers.gates.Gate',
   ),
   status='recipe',
 )
@@ -45,7 +45,7 @@ def get_config(arg=None):
     ),
     decay=None if arg.delta else decay,
     write=common.node('mixers.writes.Sigmoid'),
-    gate=common.node('mixers.gates.Elementwise', activation=silu),
+    gate=common.node('mixers.gates.Gate', activation=silu),
     norm_epsilon=1e-5,
   )
   config = common.baseline(common.dense(512), smoke=arg.smoke)

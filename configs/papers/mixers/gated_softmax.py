@@ -21,7 +21,7 @@ PAPER = dict(
   title='Gated Attention for Large Language Models: Non-linearity, Sparsity, '
   'and Attention-Sink-Free',
   arxiv='2505.06708',
-  mechanisms=('mixers.Attention', 'mixers.gates.Sigmoid'),
+  mechanisms=('mixers.Attention', 'mixers.gates.Gate'),
   status='recipe',
 )
 
@@ -31,6 +31,6 @@ def get_config(arg=None):
   config = common.baseline(common.dense(512), smoke=arg.smoke)
   if not arg.plain:
     config.model.blocks.block_0.mixer.gate = common.node(
-      'mixers.gates.Sigmoid', headwise=arg.headwise
+      'mixers.gates.Gate', headwise=arg.headwise
     )
   return config

@@ -24,7 +24,7 @@ PAPER = dict(
     'mixers.LinearAttention',
     'mixers.rules.kda',
     'mixers.decays.Softplus',
-    'mixers.gates.Elementwise',
+    'mixers.gates.Gate',
     'mixers.Latent',
   ),
   status='recipe',

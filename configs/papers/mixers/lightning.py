@@ -45,7 +45,7 @@ def lightning(layer):
     decay=common.node(
       'mixers.decays.Lightning', depth=layer / (LAYERS - 1 + 1e-5)
     ),
-    gate=common.node('mixers.gates.Elementwise'),
+    gate=common.node('mixers.gates.Gate'),
     conv_size=None,
     qk_norm=False,
     scale=1.0,
