@@ -49,7 +49,7 @@ def variables_of(model):
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
     noise = rng.normal(size=leaf.shape).astype(np.float32)
-    if 'scale' in name or 'bias' in name:
+    if 'scale' in name or 'bias' in name or leaf.ndim < 2:
       return 1 + 0.1 * noise
     return noise * leaf.shape[-1 if 'embedding' in name else -2] ** -0.5
 
