@@ -64,11 +64,6 @@ class Parameter:
     one = self.names[axis] is None and self.shape[axis] == 1
     return self.names[axis] in BATCH_AXES or one
 
-  def _is_batch(self, axis):
-    # A stack of one expert has nothing to name its axis for.
-    alone = self.names[axis] is None and self.shape[axis] == 1
-    return alone or self.names[axis] in BATCH_AXES
-
   def _one_side(self, axes):
     return tuple(self.names[axis] for axis in axes) == ('heads', 'kv')
 

@@ -58,20 +58,25 @@ def between(found: list[Level]):
   return decay
 
 
-def gradient(inwards_nCD, outwards_nCD, through_nD):
+def gradient(found: list[Level], inwards_nCD, outwards_nCD, through_nD):
   """[n, C, D]: of the log decays, from what is sensitive to them.
 
   A sum over the tokens before is made as such. Were it a total minus a sum
-  over the tokens after, it would lose its digits where the decay is strong.
+  over the tokens after, it would lose its digits where the decay is strong. No
+  sum goes beyond a token that forgets all: what lies there would cancel but for
+  its rounding, and documents would touch each other.
 
   Args:
+    found: of `levels`.
     inwards_nCD: of the decays up to a token, felt by that token and all before.
     outwards_nCD: of those from a token to the end, felt by all after it.
     through_nD: of the decay of the whole chunk, felt by all.
   """
-  n, C, _ = inwards_nCD.shape
-  after = np.triu(np.ones((C, C), inwards_nCD.dtype))
-  sums = np.concatenate([after, 1 - after], axis=1)
+  C = inwards_nCD.shape[1]
+  after = np.triu(np.ones((C, C), bool))
+  document = jnp.cumsum((found[0].prefix == 0).all(-1), axis=1)
+  own = after & (document[:, :, None] == document[:, None])
+  before = jnp.broadcast_to(~after, own.shape)
+  sums = jnp.concatenate([own, before], axis=2).astype(inwards_nCD.dtype)
   terms = jnp.concatenate([inwards_nCD, outwards_nCD], axis=1)
-  sums = jnp.broadcast_to(sums, (n, C, 2 * C))
   return product('nij,njd->nid', sums, terms) + through_nD[:, None]

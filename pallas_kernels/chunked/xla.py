@@ -180,7 +180,7 @@ def _backward_group(fold, scale, dS_NKV, x, kept, dy):
   dlog_decay = None
   if g.levels is not None:
     dthrough = _dthrough(reach, dends, states)
-    dlog_decay = decays.gradient(inwards, outwards, dthrough)
+    dlog_decay = decays.gradient(g.levels, inwards, outwards, dthrough)
   dk = dk if y is None else dk + drows[1]
   dbeta = None if y is None else jnp.sum(errors * derror, -1, keepdims=True)
   of_keys = fold.key_heads(scale * drows[0]), fold.key_heads(dk)
