@@ -296,9 +296,13 @@ def test_in_bfloat16_the_state_is_f32():
   same = jax.tree.map(lambda a, b: a.dtype == b.dtype, state, after)
   assert jax.tree.all(same) and after.state_BGKV.dtype == jnp.float32
   real = SEGMENTS > 0
-  want = naive(module, params, x)[real]
-  # Gates read projections of 8 bits, and decays amplify what is rounded there.
-  assert relative(np.asarray(y, np.float64)[real], want) < 0.05
+  # Matrices are used in the dtype of the activations.
+  rounded = jax.tree_util.tree_map_with_path(
+    lambda path, a: a.astype(x.dtype) if path[-1].key == 'kernel' else a,
+    params,
+  )
+  want = naive(module, rounded, x)[real]
+  assert relative(np.asarray(y, np.float64)[real], want) < 0.02
 
 
 def linear_weights(module):
