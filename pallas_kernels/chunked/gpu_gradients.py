@@ -51,13 +51,13 @@ def score_gradients(sizes: Sizes, log, beta, d_y, d_r, new, interpret):
       at = chunk.group, sizes.v, i * sizes.v_part
       d_y = chunk.load(refs.d_y, *at, sizes.v_part)
       new = chunk.load(refs.new, *at, sizes.v_part)
-      d_a = sums[0] + dot(d_y, new, (1, 1), sizes.parts)
+      d_a = sums[0] + dot(d_y, new, (1, 1), sizes.fine_parts)
       if not delta:
         return (d_a,)
       d_r = chunk.load(refs.d_r, *at, sizes.v_part)
-      d_v = (beta * d_r).astype(sizes.dtype)
+      d_v = beta * d_r
       chunk.store(refs.d_v, d_v, *at)
-      d_m = sums[1] - dot(d_v, new, (1, 1), sizes.parts)
+      d_m = sums[1] - dot(d_v, new, (1, 1), sizes.fine_parts)
       d_beta = (d_r * total(new)).sum(1)
       return d_a, d_m, sums[2] + d_beta
 
@@ -77,7 +77,7 @@ def score_gradients(sizes: Sizes, log, beta, d_y, d_r, new, interpret):
       chunk.store_column(refs.d_beta, rest[1] / beta.sum(1))
 
   tokens = sizes.batch * sizes.tokens
-  square_ = (tokens, sizes.groups * CHUNK), sizes.dtype
+  square_ = tokens, sizes.groups * CHUNK
   return run(
     body,
     'chunk_d_scores',
@@ -90,9 +90,9 @@ def score_gradients(sizes: Sizes, log, beta, d_y, d_r, new, interpret):
       new=new,
     ),
     dict(
-      d_a=square_,
-      d_m=square_ if delta else None,
-      d_v=(d_y.shape, sizes.dtype) if delta else None,
+      d_a=(square_, sizes.dtype),
+      d_m=(square_, sizes.fine_dtype) if delta else None,
+      d_v=(d_y.shape, sizes.fine_dtype) if delta else None,
       d_beta=((tokens, sizes.groups), jnp.float32) if delta else None,
     ),
     sizes.launch('d_scores'),
@@ -192,8 +192,8 @@ def _through_states(sizes, refs, chunk, state, start):
     d_q += dot(d_y, before, (1, 1), sizes.parts)
     if sizes.delta:
       d_v = chunk.load(refs.d_v, *at)
-      d_k_in -= dot(d_v, before, (1, 1), sizes.parts)
-    d_k_out += dot(new, d_after, (1, 1), sizes.parts)
+      d_k_in -= dot(d_v, before, (1, 1), sizes.fine_parts)
+    d_k_out += dot(new, d_after, (1, 1), sizes.fine_parts)
     d_whole += (before.astype(jnp.float32) * d_after).sum(1)
     return d_q, d_k_in, d_k_out, d_whole
 
@@ -214,8 +214,8 @@ def _through_scores(sizes, refs, chunk, q, k, sums):
   rises += q * of_q - k * of_k
   if sizes.delta:
     d_m = chunk.load(refs.d_m, chunk.group, CHUNK)
-    as_row = dot(d_m, k, (1, 0), sizes.parts)
-    as_column = dot(d_m, k, (0, 0), sizes.parts)
+    as_row = dot(d_m, k, (1, 0), sizes.fine_parts)
+    as_column = dot(d_m, k, (0, 0), sizes.fine_parts)
     d_k += as_row + as_column
     rises += k * (as_row - as_column)
   return d_q, d_k, rises
@@ -242,8 +242,8 @@ def _through_decayed_scores(sizes, refs, chunk, q, k, log, sums):
     against = of_k
     if d_m is not None:
       part = jnp.where(meet, d_m, 0).astype(d_m.dtype)
-      as_row = dot(part, k_seam, (1, 0), sizes.parts)
-      as_column = dot(part, k_seam, (0, 0), sizes.parts)
+      as_row = dot(part, k_seam, (1, 0), sizes.fine_parts)
+      as_column = dot(part, k_seam, (0, 0), sizes.fine_parts)
       of_k += as_row + as_column
       against += as_column - as_row
     rises += q_seam * of_q - k_seam * against

@@ -74,6 +74,11 @@ class Sizes:
     return 3 if self.exact else 1 + self.delta
 
   @property
+  def fine_dtype(self):
+    """Of what the gradient of the inverse works on."""
+    return jnp.dtype(jnp.float32) if self.delta else self.dtype
+
+  @property
   def decay_parts(self) -> int:
     """The same for log decays."""
     return 3 if self.exact else 2
@@ -122,7 +127,7 @@ class Sizes:
   @property
   def v_part(self) -> int:
     """Columns of values that the kernels of single chunks have at a time."""
-    return min(power_of_2(self.v), 32 if self.exact else 64)
+    return min(power_of_2(self.v), 64 if self.fine_parts == 1 else 32)
 
   @property
   def v_parts(self) -> int:
