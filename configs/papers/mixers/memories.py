@@ -4,8 +4,7 @@ Every token also writes and reads a shared memory. A memory's keys, values,
 write strengths and decays have matrices of their own.
 
 Claim:    a lower loss than one memory, most of all where much must be recalled.
-Command:  python -m moejax.main \
-          --config=configs/papers/mixers/mixture_of_memories.py
+Command:  python -m moejax.main --config=configs/papers/mixers/memories.py
           and the same with :memories=1, where each token uses that one and the
           shared one; configs/papers/mixers/gated_delta.py.
 Expect:   a lower validation loss than either.
