@@ -11,6 +11,9 @@ import pytest
 from moejax.mixers import Attention
 from moejax.types import Context, Stream
 
+# Oracles and the module itself, in pieces: no claim on machine code.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 D, T = 16, 10
 
 

@@ -10,6 +10,9 @@ from moejax import routers
 from moejax.mixers import AttentionExperts
 from moejax.types import Context
 
+# Oracles and the module itself, in pieces: no claim on machine code.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 B, T, D, E, K, G, SIZE, THETA = 2, 7, 8, 5, 2, 3, 4, 100.0
 SEGMENTS = np.array([[1] * 3 + [2] * 4, [1] * 6 + [0]])
 POSITIONS = np.array([[*range(3), *range(4)], [*range(6), 0]])

@@ -11,6 +11,9 @@ from moejax.mixers.block_routed import BlockCore
 from moejax.mixers.cache import Places
 from moejax.types import Context
 
+# Oracles and the module itself, in pieces: no claim on machine code.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 B, T, H, G, SIZE, VALUE, C, K = 2, 23, 4, 2, 6, 5, 3, 3
 # Documents of any length, padding between and after them.
 SEGMENTS = np.array([[1] * 13 + [2] * 2 + [3] * 8, [1] * 20 + [0] * 3])
@@ -81,6 +84,7 @@ def test_a_query_sees_its_own_block_and_the_best_before_it(picks):
     assert _rms(got, other) < 1e-5
 
 
+@pytest.mark.slow  # the contracts of mixers ask this of a smaller one
 def test_pieces_give_what_the_whole_gives():
   length = 20
   module = BlockRouted(heads=H, kv_heads=G, head_dim=SIZE, block_tokens=C, k=2)

@@ -11,6 +11,9 @@ import pytest
 from moejax import balance, mixers, routers
 from moejax.types import Context
 
+# Oracles and the module itself, in pieces: no claim on machine code.
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 B, T, D, H, K, V, M, CHOSEN, W = 2, 12, 10, 2, 4, 3, 4, 2, 3
 
 
