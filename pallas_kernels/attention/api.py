@@ -53,28 +53,33 @@ def attention(
   return _attention(options, q_BTHK, k_BTGK, v_BTGV, positions_BT, segments_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options, *args):
-  window, scale, implementation = options
+def _table(part, window, scale) -> dict[str, Entry]:
+  """Best first; `part` is 'forward' or 'backward' of each module."""
 
-  def bound(f):
-    return functools.partial(f, window=window, scale=scale)
+  def bound(module):
+    return functools.partial(getattr(module, part), window=window, scale=scale)
 
-  table = {
+  return {
     'splash': Entry(
-      bound(splash_tpu.forward),
+      bound(splash_tpu),
       platforms=('tpu',),
       refuses=splash_tpu.refuses,
       partitions=False,
     ),
     'cudnn': Entry(
-      bound(cudnn_gpu.forward),
+      bound(cudnn_gpu),
       platforms=('cuda',),
       refuses=cudnn_gpu.refuses,
       partitions=False,
     ),
-    'masked': Entry(bound(masked.forward)),
+    'masked': Entry(bound(masked)),
   }
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(options, *args):
+  *static, implementation = options
+  table = _table('forward', *static)
   return choose('attention', table, *args, implementation=implementation)
 
 
@@ -84,26 +89,8 @@ def _forward(options, *args):
 
 
 def _backward(options, saved, dy):
-  window, scale, implementation = options
-
-  def bound(f):
-    return functools.partial(f, window=window, scale=scale)
-
-  table = {
-    'splash': Entry(
-      bound(splash_tpu.backward),
-      platforms=('tpu',),
-      refuses=splash_tpu.refuses,
-      partitions=False,
-    ),
-    'cudnn': Entry(
-      bound(cudnn_gpu.backward),
-      platforms=('cuda',),
-      refuses=cudnn_gpu.refuses,
-      partitions=False,
-    ),
-    'masked': Entry(bound(masked.backward)),
-  }
+  *static, implementation = options
+  table = _table('backward', *static)
   grads = choose(
     'attention (backward)', table, *saved, dy, implementation=implementation
   )

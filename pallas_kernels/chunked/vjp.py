@@ -47,6 +47,32 @@ class Implementation:
   partitions: bool = True
 
 
+def table(tpu, gpu, everywhere) -> dict[str, Implementation]:
+  """Best first: modules of kernels for a platform, and what runs on each.
+
+  A module has `forward`, `shapes` and `backward`; those of a platform say what
+  they refuse, and the compiler cannot spread them over devices.
+  """
+
+  def only(platform, module):
+    return Implementation(
+      module.forward,
+      module.shapes,
+      module.backward,
+      platforms=(platform,),
+      refuses=module.refuses,
+      partitions=False,
+    )
+
+  return {
+    'mosaic': only('tpu', tpu),
+    'triton': only('cuda', gpu),
+    'xla': Implementation(
+      everywhere.forward, everywhere.shapes, everywhere.backward
+    ),
+  }
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def differentiable(which, *args):
   """The operation, by the implementation chosen at lowering.

@@ -12,7 +12,7 @@ from pallas_kernels.chunked.inputs import (
   prepare,
   wide_dtype,
 )
-from pallas_kernels.chunked.vjp import Implementation, Which, differentiable
+from pallas_kernels.chunked.vjp import Which, differentiable, table
 from pallas_kernels.chunked_delta import (
   cpu,
   pallas_gpu,
@@ -20,26 +20,7 @@ from pallas_kernels.chunked_delta import (
   reference,
 )
 
-# Best first; what runs everywhere comes last.
-TABLE = {
-  'mosaic': Implementation(
-    pallas_tpu.forward,
-    pallas_tpu.shapes,
-    pallas_tpu.backward,
-    platforms=('tpu',),
-    refuses=pallas_tpu.refuses,
-    partitions=False,
-  ),
-  'triton': Implementation(
-    pallas_gpu.forward,
-    pallas_gpu.shapes,
-    pallas_gpu.backward,
-    platforms=('cuda',),
-    refuses=pallas_gpu.refuses,
-    partitions=False,
-  ),
-  'xla': Implementation(cpu.forward, cpu.shapes, cpu.backward),
-}
+TABLE = table(pallas_tpu, pallas_gpu, cpu)
 
 
 def chunked_delta(

@@ -1,41 +1,23 @@
 """The GPU kernels compile for an H100 as they should, without one."""
 
 import collections
-import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent
-MOST_REGISTERS, SHARED_BYTES = 255, 232_448
+from tests.gpu import gate
+
 FORWARD = {'expert_up', 'expert_down', 'expert_combine'}
 BACKWARD = {
   *('expert_dh', 'expert_dw_down', 'expert_dw_first', 'expert_dx'),
   'expert_combine',
 }
 
-pytestmark = [
-  pytest.mark.slow,
-  pytest.mark.skipif(
-    importlib.util.find_spec('jax_cuda12_plugin') is None,
-    reason="needs the CUDA plugin: pip install -e '.[aot-gpu]'",
-  ),
-]
+pytestmark = gate.MARKS
 
 
 @pytest.fixture(scope='module')
 def everything():
-  done = subprocess.run(
-    [sys.executable, FOLDER / 'compile_kernels.py'],
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return [json.loads(line) for line in done.stdout.splitlines()]
+  return gate.compiled('compile_kernels.py')
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +58,7 @@ def test_no_kernel_spills_registers(found):
   for what, _, kernel in _kernels(found):
     spilled = ('frame', 'local_stores', 'local_loads')
     assert not any(kernel.get(name, 0) for name in spilled), what
-    assert 0 < kernel['registers'] <= MOST_REGISTERS, what
+    assert 0 < kernel['registers'] <= gate.MOST_REGISTERS, what
 
 
 def test_a_kernel_that_spills_is_seen_to(everything):
@@ -96,7 +78,7 @@ def test_the_library_for_hopper_does_not_spill_at_its_most_groups(everything):
 def test_every_kernel_fits_shared_memory(found):
   for what, _, kernel in _kernels(found):
     assert kernel['shared'] is not None, what
-    assert kernel['shared'] <= SHARED_BYTES, what
+    assert kernel['shared'] <= gate.SHARED_BYTES, what
 
 
 def test_products_of_bf16_use_the_tensor_cores_of_hopper(found):

@@ -1,39 +1,20 @@
 """The chunked GPU kernels compile for an H100 as they should, without one."""
 
-import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent
-MOST_REGISTERS, SHARED_BYTES = 255, 232_448
+from tests.gpu import gate
+
 FORWARD = {'chunk_scores', 'chunk_states', 'chunk_outputs'}
 BACKWARD = {
   *('chunk_d_new', 'chunk_d_states', 'chunk_d_scores', 'chunk_d_inputs'),
 }
 
-pytestmark = [
-  pytest.mark.slow,
-  pytest.mark.skipif(
-    importlib.util.find_spec('jax_cuda12_plugin') is None,
-    reason="needs the CUDA plugin: pip install -e '.[aot-gpu]'",
-  ),
-]
+pytestmark = gate.MARKS
 
 
 @pytest.fixture(scope='module')
 def found():
-  done = subprocess.run(
-    [sys.executable, FOLDER / 'compile_chunked.py'],
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return [json.loads(line) for line in done.stdout.splitlines()]
+  return gate.compiled('compile_chunked.py')
 
 
 def _kernels(found, *families):
@@ -57,7 +38,7 @@ def test_no_kernel_of_the_published_shape_spills_registers(found):
   for what, kernel in _kernels(found, 'bf16'):
     spilled = ('frame', 'local_stores', 'local_loads')
     assert not any(kernel.get(name, 0) for name in spilled), what
-    assert 0 < kernel['registers'] <= MOST_REGISTERS, what
+    assert 0 < kernel['registers'] <= gate.MOST_REGISTERS, what
 
 
 def test_at_other_sizes_few_kernels_spill_and_little(found):
@@ -75,7 +56,7 @@ def test_at_other_sizes_few_kernels_spill_and_little(found):
 def test_every_kernel_fits_shared_memory(found):
   for what, kernel in _kernels(found, 'bf16', 'odd'):
     assert kernel['shared'] is not None, what
-    assert kernel['shared'] <= SHARED_BYTES, what
+    assert kernel['shared'] <= gate.SHARED_BYTES, what
 
 
 def test_every_product_uses_the_tensor_cores_of_hopper(found):
