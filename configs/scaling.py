@@ -1,8 +1,8 @@
 r"""IsoFLOP sweep: dense against mixtures of experts, on source code.
 
 Four sizes and three activation ratios spend each budget, active parameters
-being equal at equal size. `:scale=hour`: one ratio and one budget more, three
-seeds, learning rates by batch; `:scale=pod`: the same at pod budgets, on data/.
+being equal at equal size. `:scale=hour`: one budget more, three seeds,
+learning rates by batch; `:scale=pod`: the same at pod budgets, on data/.
 
 Claim:    at equal compute more experts lower the loss (2507.17702, fig. 1).
 Command:  python -m moejax.main --config=configs/scaling.py
@@ -26,12 +26,12 @@ CPU = dict(
   batch=(4, 128),  # rows, tokens of a row
   head_dim=8,
   peak=0.08,
+  decline=(1.6e11, 1 / 3),  # of that learning rate: read off the rates of HOUR
   seeds=1,
   rates={},
 )
 HOUR = CPU | dict(
   budgets=CPU['budgets'] | {1.35e12: range(3, 7)},
-  variants=CPU['variants'] | {'moe 1/64': 128},
   seeds=3,
   rates={5e10: 1, 4.5e11: 3},
   rated=('dense', 'moe 1/16'),
@@ -43,6 +43,7 @@ POD = CPU | dict(
   batch=(256, 4096),
   head_dim=64,
   peak=0.04,
+  decline=(1.0, 0.0),
 )
 SCALES = {'cpu': CPU, 'hour': HOUR, 'pod': POD}
 
