@@ -22,10 +22,7 @@ CASES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'topology, name',
-  CASES,
-)
+@pytest.mark.parametrize('topology, name', CASES)
 def test_work_is_ideal_and_memory_as_modelled(topology, name, on_topology):
   found = on_topology('kernels/aot_layer.py', topology, name)
   assert len(found) == 2
