@@ -18,7 +18,7 @@ from configs import common
 BASE_WIDTH = 32
 WIDTHS = (32, 64, 128, 256)
 EXPERTS = {'dense': None, 'moe-1-8': 16}  # of which 2 are active
-RATES = tuple(2.0**-power for power in range(9, 2, -1))
+RATES = tuple(2.0**-power for power in range(8, 2, -1))
 
 
 def get_config(arg=None):
@@ -26,10 +26,11 @@ def get_config(arg=None):
   config = common.base()
   config.model = _model(BASE_WIDTH, None, False)
   config.optim = common.adamw(RATES[0], weight_decay=0.0)
-  config.train.steps, config.train.batch_size = 200, 8
+  config.train.steps, config.train.batch_size = 200, 4
   config.train.seq_len = 128
   config.evaluate.batches = 64
   config.log = dict(every_steps=50, tensorboard=False)
+  config.checkpoint = dict(every_steps=200, keep=1)
   config.labels = dict(variant='', width=0, maximal=False, cost=0.0)
   config.sweep.jobs = 2
   return common.two_steps(config) if arg.smoke else config
