@@ -202,8 +202,16 @@ class Model(nn.Module):
 
   def flops(self, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`, head included."""
-    layers = sum(
-      repeats * block.flops(self.width, length)
-      for _, block, repeats in self.layer_paths()
-    )
-    return layers + 2 * self.width * self.vocab
+    return sum(self.flops_by_path(length).values())
+
+  def flops_by_path(self, length: int) -> dict[str, float]:
+    """The same for each part; `head` may have no parameters of its own."""
+    parts = {}
+    for path, block, repeats in self.layer_paths():
+      inner = getattr(block, 'flops_by_path', None)
+      if inner is None:
+        parts[path] = repeats * block.flops(self.width, length)
+      else:
+        for name, flops in inner(self.width, length).items():
+          parts[f'{path}/{name}'] = repeats * flops
+    return parts | {'head': 2 * self.width * self.vocab}
