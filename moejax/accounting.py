@@ -1,9 +1,16 @@
-"""What a model costs: parameters and FLOPs, from its own modules."""
+"""What a model costs: parameters and FLOPs, from its own modules.
+
+FLOPs are those of products that a token causes, two for each multiplication
+and addition: of matrices, of queries with the keys that they see (the causal
+half, the window) and of short convolutions. Element-wise work is not counted:
+norms, activations, gates, softmax, decays, sums of experts. Nor are lookups,
+what is computed and masked out, and what is computed twice to save memory.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -43,10 +50,85 @@ def parameter_rows(
   return sorted(rows, key=lambda row: row.path)
 
 
+class Part(NamedTuple):
+  """One row of the table of costs.
+
+  Attributes:
+    path: of its parameters.
+    params: their number.
+    params_active: of these, what one token uses.
+    flops: forward, per token, of all layers that it stands for.
+  """
+
+  path: str
+  params: int
+  params_active: int
+  flops: float
+
+
+def parts(
+  model: Model, seq_len: int, variables: tuple[Any, Any] | None = None
+) -> list[Part]:
+  """The parts of a model: what has FLOPs, and other parameters by module.
+
+  Args:
+    model: the model.
+    seq_len: tokens of a sequence.
+    variables: what `abstract_variables(model)` gave, if it is at hand.
+  """
+  flops = model.flops_by_path(seq_len)
+  counts = {path: [0, 0] for path in flops}
+  for row in parameter_rows(model, variables):
+    homes = [p for p in flops if f'{row.path}/'.startswith(f'{p}/')]
+    home = homes[0] if homes else row.path.rpartition('/')[0] or row.path
+    both = counts.setdefault(home, [0, 0])
+    both[0] += row.count
+    both[1] += row.active_count
+  return [Part(p, *both, flops.get(p, 0)) for p, both in counts.items()]
+
+
+def table(
+  model: Model, seq_len: int, variables: tuple[Any, Any] | None = None
+) -> str:
+  """Aligned text: a line for each of `parts`, then the totals."""
+  variables = variables or abstract_variables(model)
+  found = describe(model, seq_len, variables)
+  head = ('part', 'parameters', 'active', 'forward FLOPs per token', 'share')
+  total = model.flops(seq_len)
+  lines = [
+    (p.path, f'{p.params:,}', f'{p.params_active:,}', f'{round(p.flops):,}',
+     f'{p.flops / total:.1%}')
+    for p in parts(model, seq_len, variables)
+  ]  # fmt: skip
+  for name, suffix in (
+    ('total', ''),
+    ('total without embeddings', '_non_embedding'),
+  ):
+    both = (found[f'params_{kind}{suffix}'] for kind in ('total', 'active'))
+    lines.append((name, *(f'{n:,}' for n in both), f'{round(total):,}', ''))
+  widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+  text = [
+    '  '.join(
+      cell.ljust(width) if place == 0 else cell.rjust(width)
+      for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in (head, *lines)
+  ]
+  trained, rule = found['flops_per_token'], found['flops_per_token_6n']
+  inner = 6 * found['params_active_non_embedding']
+  text.append(
+    f'training: {round(trained):,} FLOPs per token; 6 N is {rule:,} with the '
+    f'active parameters ({rule / trained:.2f} of it), {inner:,} without '
+    f'embeddings ({inner / trained:.2f})'
+  )
+  return '\n'.join(text)
+
+
 def train_flops_per_token(model: Model, seq_len: int) -> float:
   """FLOPs of forward and backward per token, the head included.
 
-  Recomputation is not counted: MFU is about useful work.
+  Three times those of the forward pass. Recomputation is not counted: MFU is
+  about useful work.
   """
   return TRAIN_OVER_FORWARD * model.flops(seq_len)
 
@@ -62,4 +144,5 @@ def describe(
     'params_total_non_embedding': totals['total_without_embeddings'],
     'params_active_non_embedding': totals['active_without_embeddings'],
     'flops_per_token': train_flops_per_token(model, seq_len),
+    'flops_per_token_6n': 6 * totals['active'],
   }

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.nn import RmsNorm
+from moejax.optim import MaximalUpdate
 from moejax.types import Context, Outputs, State, Stream
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS
 from pallas_kernels.route.api import CHOICE
@@ -62,6 +63,8 @@ class Model(nn.Module):
     remat: None, 'full' (keep the choice of experts only) or 'dots' (also the
       results of matrix products).
     dtype: of the activations, 'float32' or 'bfloat16'; parameters are f32.
+    parametrization: what changes with the width, such as
+      `optim.MaximalUpdate`; None changes nothing.
   """
 
   vocab: int
@@ -74,6 +77,7 @@ class Model(nn.Module):
   tied: bool = True
   remat: str | None = None
   dtype: str = 'float32'
+  parametrization: MaximalUpdate | None = None
 
   def setup(self):
     self.embedding = self.param(
@@ -154,7 +158,10 @@ class Model(nn.Module):
     if self.suffix:
       stream, after = self.after(stream, ctx, after)
     head_DV = self.embedding.T if self.tied else self.head
-    outputs = Outputs(self.final_norm(stream.x_BTD), head_DV.astype(dtype))
+    hidden_BTD = self.final_norm(stream.x_BTD)
+    if self.parametrization is not None:
+      hidden_BTD *= self.parametrization.logits_scale(self.width)
+    outputs = Outputs(hidden_BTD, head_DV.astype(dtype))
     return outputs, None if state is None else (before, middle, after)
 
   def init_state(self, batch: int, length: int) -> State:
@@ -195,8 +202,16 @@ class Model(nn.Module):
 
   def flops(self, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`, head included."""
-    layers = sum(
-      repeats * block.flops(self.width, length)
-      for _, block, repeats in self.layer_paths()
-    )
-    return layers + 2 * self.width * self.vocab
+    return sum(self.flops_by_path(length).values())
+
+  def flops_by_path(self, length: int) -> dict[str, float]:
+    """The same for each part; `head` may have no parameters of its own."""
+    parts = {}
+    for path, block, repeats in self.layer_paths():
+      inner = getattr(block, 'flops_by_path', None)
+      if inner is None:
+        parts[path] = repeats * block.flops(self.width, length)
+      else:
+        for name, flops in inner(self.width, length).items():
+          parts[f'{path}/{name}'] = repeats * flops
+    return parts | {'head': 2 * self.width * self.vocab}

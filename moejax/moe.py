@@ -79,7 +79,19 @@ class Moe(nn.Module):
     return {'experts': self.router.k / self.experts.num_experts}
 
   def flops(self, width: int) -> float:
-    """Forward FLOPs per token."""
-    shared = 0 if self.shared is None else self.shared.flops(width)
-    routed = self.router.k * self.experts.flops(width)
-    return self.router.flops(width) + routed + shared
+    """Forward FLOPs per token: of the experts that it uses.
+
+    What a dispatch does beyond them is no work of the model: products with
+    one-hot masks, slots that stay empty, experts whose output a mask hides.
+    """
+    return sum(self.flops_by_path(width).values())
+
+  def flops_by_path(self, width: int) -> dict[str, float]:
+    """The same for the parameters under each path."""
+    parts = {
+      'router': self.router.flops(width),
+      'experts': self.router.k * self.experts.flops(width),
+    }
+    if self.shared is not None:
+      parts['shared'] = self.shared.flops(width)
+    return parts

@@ -60,8 +60,15 @@ class Parts:
   def tx(self):
     """The optax transformation for this model's parameters."""
     shapes, names = self.variables
+    model, lr_scale = self.model, None
+    if model.parametrization is not None:
+      scale = model.parametrization.lr_scale
+      lr_scale = functools.partial(scale, width=model.width)
     return self.optimizer.transformation(
-      shapes['params'], names['params'], total_steps=self.steps
+      shapes['params'],
+      names['params'],
+      total_steps=self.steps,
+      lr_scale=lr_scale,
     )
 
   @functools.cached_property

@@ -58,15 +58,17 @@ def abstract_variables(model: nn.Module) -> tuple[Any, Any]:
   boxed = jax.eval_shape(model.init, jax.random.key(0), blank_context())
   boxed = {name: boxed.get(name, {}) for name in ('params', 'balance')}
 
-  def names(leaf):
-    return tuple(leaf.names) if _is_box(leaf) else (None,) * leaf.ndim
-
   def shape(leaf):  # flax's own unboxing would want real arrays under a mesh
     return leaf.value if _is_box(leaf) else leaf
 
-  return tuple(
-    jax.tree.map(part, boxed, is_leaf=_is_box) for part in (shape, names)
-  )
+  return jax.tree.map(shape, boxed, is_leaf=_is_box), _axis_names(boxed)
+
+
+def _axis_names(boxed):
+  def names(leaf):
+    return tuple(leaf.names) if _is_box(leaf) else (None,) * leaf.ndim
+
+  return jax.tree.map(names, boxed, is_leaf=_is_box)
 
 
 def _is_box(node):
@@ -89,8 +91,12 @@ def init(
   """
 
   def make(key):
-    variables = nn.unbox(model.init(key, blank_context()))
+    boxed = model.init(key, blank_context())
+    variables = nn.unbox(boxed)
     params = variables['params']
+    if model.parametrization is not None:
+      names = _axis_names(boxed['params'])
+      params = model.parametrization.initial(params, names, model.width)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,

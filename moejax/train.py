@@ -128,6 +128,10 @@ class Run:
       else:
         rows = accounting.parameter_rows(self.parts.model, self.parts.variables)
         print(metrics.parameter_table(rows), flush=True)
+        costs = accounting.table(
+          self.parts.model, self.config.train.seq_len, self.parts.variables
+        )
+        print(costs, flush=True)
     return now, first
 
   def _loop(self, now, first, checkpoints, writer, termination, meter):

@@ -44,8 +44,17 @@ class PreNorm(nn.Module):
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""
-    ffn = 0 if self.ffn is None else self.ffn.flops(width)
-    return self.mixer.flops(width, length) + ffn
+    return sum(self.flops_by_path(width, length).values())
+
+  def flops_by_path(self, width: int, length: int) -> dict[str, float]:
+    """The same for the parameters under each path."""
+    parts = {'mixer': self.mixer.flops(width, length)}
+    if self.ffn is None:
+      return parts
+    inner = getattr(self.ffn, 'flops_by_path', None)
+    if inner is None:
+      return parts | {'ffn': self.ffn.flops(width)}
+    return parts | {f'ffn/{p}': n for p, n in inner(width).items()}
 
 
 def _active_fracs(part):

@@ -43,11 +43,14 @@ class BlockRouted(Attention, kw_only=True):
     return BlockCore(self.block_tokens, self.k, name='core')
 
   def _core_flops(self, size: int, length: int) -> float:
-    blocks = -(-length // self.block_tokens)
-    earlier = [min(self.k - 1, i) for i in range(blocks)]
-    seen = self.block_tokens * (0.5 + sum(earlier) / blocks)
-    products = 2 * seen + (blocks / 2 if self.k > 1 else 0)
-    return 2 * size * self.heads * products
+    products, block = 0, self.block_tokens
+    for i, start in enumerate(range(0, length, block)):
+      tokens = min(block, length - start)
+      own = tokens * (tokens + 1) / 2
+      picked = tokens * block * min(self.k - 1, i)
+      # Logits and values of what is seen, and the means to choose among.
+      products += 2 * (own + picked) + (tokens * i if self.k > 1 else 0)
+    return 2 * size * self.heads * products / length
 
 
 class BlockCore(nn.Module):

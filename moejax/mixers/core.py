@@ -53,7 +53,7 @@ class Core(nn.Module):
 
 
 def mean_seen(length: int, window: int | None = None) -> float:
-  """Tokens that a token of a sequence sees on average; itself counts half."""
+  """Tokens that a token of a sequence sees on average, itself included."""
   window = min(length, window or length)
   # The first tokens of a sequence see less than the window.
-  return window * (1 - window / (2 * length))
+  return window * (1 - (window - 1) / (2 * length))

@@ -11,12 +11,9 @@ import jax.numpy as jnp
 
 from moejax.mixers.convolution import ShortConvolution
 from moejax.mixers.rules.rule import CHANNEL, Inputs, run
+from moejax.mixers.rules.rule import flops as rule_flops
 from moejax.nn import Projection, RmsNorm, activations, rms_norm, rotate
 from moejax.types import Context
-
-# FLOPs are counted for chunks of this many tokens, whatever the platform's
-# best is: the cost of a recipe must not depend on where it runs.
-COUNTED_CHUNK = 64
 
 
 @struct.dataclass
@@ -201,12 +198,8 @@ class LinearAttention(nn.Module):
     if self.gate is not None:
       matrices += self.gate.flops(width, groups, value)
     convolutions = 2 * (self.conv_size or 0) * channels
-    chunk = min(length, COUNTED_CHUNK)
-    return (
-      matrices
-      + convolutions
-      + groups * self.rule.chunked.flops(key, value, chunk)
-    )
+    core = groups * rule_flops(self.rule, key, value, length)
+    return matrices + convolutions + core
 
 
 def unit(x_BTHK, scale):

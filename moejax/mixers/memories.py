@@ -13,9 +13,10 @@ from moejax import stats
 from moejax.mixers.choices import Sequences, in_order
 from moejax.mixers.convolution import ShortConvolution
 from moejax.mixers.decays import log_uniform, step_bias
-from moejax.mixers.linear import COUNTED_CHUNK, silence, unit
+from moejax.mixers.linear import silence, unit
 from moejax.mixers.rules import gated_delta
 from moejax.mixers.rules.rule import Inputs, run
+from moejax.mixers.rules.rule import flops as rule_flops
 from moejax.nn import Projection, RmsNorm, activations, matrix_init
 from moejax.rows import Ragged
 from moejax.types import Chosen, Context
@@ -233,10 +234,10 @@ class MixtureOfMemories(nn.Module):
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""
     key, value = self._sizes(width)
-    chunk = min(length, COUNTED_CHUNK)
     once = 2 * width * self.heads * (key + 2 * value)
     each = 2 * width * self.heads * (key + value + 2)
     each += 2 * self.conv_size * self.heads * (2 * key + value)
-    each += self.heads * gated_delta.chunked.flops(key, value, chunk)
     used = self.router.k + self.shared
+    # All that a row chose is one sequence to the rule.
+    each += self.heads * rule_flops(gated_delta, key, value, used * length)
     return self.router.flops(width) + once + used * each

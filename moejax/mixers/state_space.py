@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from moejax.mixers import rules
 from moejax.mixers.convolution import ShortConvolution
 from moejax.mixers.decays import log_uniform, step_bias
-from moejax.mixers.linear import COUNTED_CHUNK, Memory, silence
+from moejax.mixers.linear import Memory, silence
 from moejax.mixers.rules.rule import Inputs, run
+from moejax.mixers.rules.rule import flops as rule_flops
 from moejax.nn import Projection, activations, rms_norm
 from moejax.types import Context
 
@@ -149,6 +150,5 @@ class StateSpace(nn.Module):
     convolved = inner + 2 * self.groups * self.state_size
     # In: z, x, B, C and dt; and out again.
     matrices = 2 * width * (inner + convolved + self.heads) + 2 * inner * width
-    chunk = min(length, COUNTED_CHUNK)
-    core = rules.ssd.chunked.flops(self.state_size, size, chunk)
+    core = rule_flops(rules.ssd, self.state_size, size, length)
     return matrices + 2 * self.conv_size * convolved + self.heads * core

@@ -5,6 +5,7 @@ from moejax.optim.chain import Chain
 from moejax.optim.clip import clip_by_global_norm, global_norm
 from moejax.optim.groups import Group
 from moejax.optim.guard import SkipNonfinite, SkipState
+from moejax.optim.maximal_update import MaximalUpdate
 from moejax.optim.muon import Muon
 from moejax.optim.parameters import Parameter, state_names
 from moejax.optim.schedules import constant, cosine, warmup_stable_decay
@@ -13,6 +14,7 @@ __all__ = [
   'AdamW',
   'Chain',
   'Group',
+  'MaximalUpdate',
   'Muon',
   'Parameter',
   'SkipNonfinite',

@@ -1,16 +1,31 @@
 """AdamW, without its learning rate: the chain's schedule owns that."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
 
 class Rule(NamedTuple):
-  """What one set of parameters gets: a direction and a decay."""
+  """What one set of parameters gets.
+
+  Attributes:
+    direction: of the update, before the learning rate.
+    weight_decay: its factor before the learning rate.
+    update_norm: `(rows, columns)` of a matrix to the spectral norm of its
+      direction, up to a constant.
+  """
 
   direction: optax.GradientTransformation
   weight_decay: float
+  update_norm: Callable[[float, float], float]
+
+
+def aligned_norm(rows: float, columns: float) -> float:
+  """Of entries of size 1 that are of one accord: sqrt(rows columns)."""
+  return math.sqrt(rows * columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +65,7 @@ class AdamW:
     direction = optax.scale_by_adam(
       self.b1, self.b2, self.eps, mu_dtype=self.mu_dtype
     )
-    return {'adamw': Rule(direction, self.weight_decay)}
+    return {'adamw': Rule(direction, self.weight_decay, aligned_norm)}
 
 
 def check_unit(name, value):

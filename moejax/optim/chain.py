@@ -52,12 +52,14 @@ class Chain:
       return self.schedule(total_steps=total_steps)
     return self.schedule()
 
-  def transformation(self, params, names=None, *, total_steps):
+  def transformation(self, params, names=None, *, total_steps, lr_scale=None):
     """The `SkipNonfinite` transformation for these parameters.
 
     `params` is a tree of arrays or `jax.ShapeDtypeStruct`; `names` is the
-    parallel tree of logical axis tuples. Train with
-    `params, state = tx.step(grads, state, params, loss)`.
+    parallel tree of logical axis tuples. `lr_scale` gives a factor of the
+    learning rate, `(parameter, rule) -> factor`, on top of that of its group;
+    `None` is 1. Train with `params, state = tx.step(grads, state, params,
+    loss)`.
 
     Raises: ValueError for a group that picks nothing, unknown settings, or
     names that do not fit the parameters.
@@ -71,6 +73,10 @@ class Chain:
       for path in found
     }
     scales = {path: chosen[path].lr_scale for path in found}
+    if lr_scale is not None:
+      for path, label in labels.items():
+        if label != FROZEN:
+          scales[path] *= lr_scale(found[path], rules[label])
     like = functools.partial(_like, params)
     moving = {path: label != FROZEN for path, label in labels.items()}
     steps = [

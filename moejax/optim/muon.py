@@ -83,15 +83,15 @@ class Muon:
       ),
       optax.stateless(
         lambda updates, _: _by_path(
-          lambda path, update: self._gain(found[path]) * update, updates
+          lambda path, update: self._gain(*found[path].fans) * update, updates
         )
       ),
     )
-    muon = adamw.Rule(direction, self.weight_decay)
+    muon = adamw.Rule(direction, self.weight_decay, self._gain)
     return {'muon': muon, **self.other.rules(found)}
 
-  def _gain(self, parameter):
-    rows, columns = parameter.fans
+  def _gain(self, rows, columns):
+    """The spectral norm of an update, as orthogonal matrices have 1."""
     if self.consistent_rms is None:
       return math.sqrt(max(1.0, columns / rows))
     return self.consistent_rms * math.sqrt(max(rows, columns))

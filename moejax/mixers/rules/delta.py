@@ -12,6 +12,7 @@ from moejax.mixers.rules.rule import (
   over_mesh,
   read,
   rule,
+  score_flops,
 )
 from pallas_kernels.chunked import context
 from pallas_kernels.chunked_delta.api import chunked_delta
@@ -23,13 +24,12 @@ def _run(inputs, state, starts_BT):
   return over_mesh(chunked_delta, context.delta, inputs_BT, state, starts_BT)
 
 
-def _flops(key_size, value_size, chunk):
-  # Three products with the state; two kinds of scores; the triangular solve;
-  # its result times values and decayed keys; scores times corrected values.
+def _flops(key_size, value_size, chunk, per_channel):
+  # Three products with the state; scores of queries and of keys; the inverse
+  # of the triangle, by halves; it and the scores times corrected values.
   state = 6 * key_size * value_size
-  scores = 4 * chunk * key_size
-  solve = chunk**2 / 3 + 2 * chunk * (key_size + value_size)
-  return state + scores + solve + 2 * chunk * value_size
+  scores = score_flops(2, key_size, chunk, per_channel)
+  return state + scores + 2 * (chunk**2 - 1) / 3 + 4 * chunk * value_size
 
 
 IN_CHUNKS = Chunked(_run, _flops)

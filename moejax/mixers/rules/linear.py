@@ -12,6 +12,7 @@ from moejax.mixers.rules.rule import (
   over_mesh,
   read,
   rule,
+  score_flops,
 )
 from pallas_kernels.chunked import context
 from pallas_kernels.chunked_linear.api import chunked_linear
@@ -25,9 +26,10 @@ def _run(inputs, state, starts_BT):
   return over_mesh(chunked_linear, context.linear, inputs_BT, state, starts_BT)
 
 
-def _flops(key_size, value_size, chunk):
+def _flops(key_size, value_size, chunk, per_channel):
   # Two products with the state; scores, and those times values.
-  return 4 * key_size * value_size + 2 * chunk * (key_size + value_size)
+  scores = score_flops(1, key_size, chunk, per_channel)
+  return 4 * key_size * value_size + scores + 2 * chunk * value_size
 
 
 IN_CHUNKS = Chunked(_run, _flops)

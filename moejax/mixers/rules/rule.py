@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.sharding import ROWS, TOKENS, by_device
+from pallas_kernels.chunked.fold import CHUNK
 
 CHANNEL, HEAD = 'channel', 'head'
 
@@ -45,11 +46,36 @@ class Chunked:
 
   Attributes:
     run: `(inputs_BT, state_BGKV or None, starts_BT) -> (y_BTGV, state_BGKV)`.
-    flops: `(key_size, value_size, chunk)` to forward FLOPs per token and head.
+    flops: `(key_size, value_size, chunk, per_channel)` to the forward FLOPs of
+      matrix products per token and value head; `per_channel` says whether each
+      channel of the key has a decay of its own.
   """
 
   run: Callable
   flops: Callable
+
+
+def flops(rule: Callable, key_size: int, value_size: int, length: int) -> float:
+  """Forward FLOPs of a rule per token and value head.
+
+  They are those of the plain form in XLA, at its chunk, whatever the platform:
+  the cost of a recipe must not depend on where it runs.
+  """
+  chunk = min(CHUNK, 1 << (length - 1).bit_length())
+  per_channel = rule.decay == CHANNEL
+  return rule.chunked.flops(key_size, value_size, chunk, per_channel)
+
+
+def score_flops(
+  kinds: int, key_size: int, chunk: int, per_channel: bool
+) -> float:
+  """FLOPs per token of scores within a chunk, of `kinds` rows for each token.
+
+  One product of all with all; with a decay for each channel, products of later
+  with earlier halves only, whose number of pairs is half of that.
+  """
+  pairs = (chunk - 1) / 2 if per_channel else chunk
+  return 2 * kinds * pairs * key_size
 
 
 def rule(chunked: Chunked, *, decay: str | None = None, beta: bool = False):
