@@ -45,10 +45,10 @@ class RaggedAllToAll(nn.Module):
     return y_ND
 
   def collective_bytes(
-    self, layer: traffic.Layer, emulated: bool = False
+    self, layer: traffic.Layer, num_rounds: int = 1, emulated: bool = False
   ) -> dict[str, float]:
     """Bytes that a device sends, by kind of collective."""
-    return traffic.ragged(layer, self.stages, emulated)
+    return traffic.ragged(layer, num_rounds, self.stages, emulated)
 
   def _exchange(self, group, call, x_ND, slots_NK, weights_NK, matrices):
     n, k = slots_NK.shape

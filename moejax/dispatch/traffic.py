@@ -53,22 +53,22 @@ def ring(layer: Layer) -> dict[str, float]:
 
 
 def dense(
-  layer: Layer, rows: int, rounds: int = 1, stages: int = 1
+  layer: Layer, rows: int, num_rounds: int = 1, stages: int = 1
 ) -> dict[str, float]:
   """`rows` for each pair of ranks and round: full or not, they are sent."""
-  per_row = _per_row(layer, _ID + _WEIGHT, rounds)
+  per_row = _per_row(layer, _ID + _WEIGHT, num_rounds)
   return {'all-to-all': stages * (layer.ranks - 1) * rows * per_row}
 
 
 def ragged(
-  layer: Layer, stages: int = 1, emulated: bool = False
+  layer: Layer, num_rounds: int = 1, stages: int = 1, emulated: bool = False
 ) -> dict[str, float]:
-  """The choices that leave a device, once each, and the counts of all.
+  """Choices that leave a device, spread evenly, and the counts of all.
 
-  For choices spread evenly over the ranks, in a first round. `emulated` is what
-  takes its place on CPUs, for buffers of a fair share.
+  Each round counts as if it sent all of them; in fact each travels once.
+  `emulated` is what takes its place on CPUs, for buffers of a fair share.
   """
-  rows = layer.tokens * layer.k * _per_row(layer, _WEIGHT, 1)
+  rows = layer.tokens * layer.k * _per_row(layer, _WEIGHT, num_rounds)
   kind, away = 'ragged-all-to-all', (layer.ranks - 1) / layer.ranks
   if emulated:
     kind, away = 'all-gather', layer.ranks - 1
@@ -78,10 +78,10 @@ def ragged(
   return found
 
 
-def _per_row(layer, label, rounds):
+def _per_row(layer, label, num_rounds):
   """Bytes of a row in all its trips; further rounds are run again backward."""
   row = layer.row_bytes
   there, back = row + label, row
   if not layer.backward:
-    return rounds * (there + back)
-  return rounds * (there + 3 * back + _WEIGHT) + (rounds - 1) * there
+    return num_rounds * (there + back)
+  return num_rounds * (there + 3 * back + _WEIGHT) + (num_rounds - 1) * there

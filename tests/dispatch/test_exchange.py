@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from moejax import deferred, dispatch, experts, sharding
-from moejax.dispatch import capacity, segments, traffic
+from moejax.dispatch import capacity, segments
 from moejax.types import Chosen, Padded
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -217,43 +217,6 @@ def test_tokens_that_do_not_divide_equal_the_mask(dispatcher):
   with sharding.use(mesh(1, 8), sharding.RULES):
     got = run(dispatcher)
   assert rms(got, run(dispatch.Mask())) < 1e-6
-
-
-# Bytes.
-
-
-@pytest.mark.parametrize(
-  'dispatcher',
-  [
-    dispatch.Ring(stages=2),
-    dispatch.AllToAll(room=1.5),
-    dispatch.RaggedAllToAll(room=1.0),
-  ],
-  ids=label,
-)
-def test_bytes_of_the_compiled_program_are_those_of_the_formula(dispatcher):
-  from moejax.aot.collectives import bytes_by_kind
-
-  tokens, num_experts = 512, 8
-  built, _ = compiled(dispatcher, mesh(1, 8), num_experts, tokens)
-  layer = traffic.Layer(
-    tokens=tokens // 8,
-    k=K,
-    width=D,
-    num_experts=num_experts,
-    ranks=8,
-    itemsize=4,
-  )
-  more = {}
-  if isinstance(dispatcher, dispatch.AllToAll):
-    more = {'num_rounds': 2}  # a loop counts once
-  if isinstance(dispatcher, dispatch.RaggedAllToAll):
-    more = {'emulated': True}
-  want = dispatcher.collective_bytes(layer, **more)
-  got = bytes_by_kind(built.as_text())
-  assert want.keys() <= got.keys()
-  for kind, size in got.items():
-    assert size == pytest.approx(want.get(kind, 0), rel=0.1, abs=512), kind
 
 
 # Parts.
