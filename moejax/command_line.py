@@ -22,7 +22,7 @@ from moejax import config_io, run_folder
 from moejax.nearest import hint, nearest
 from moejax.sweep import hyper
 
-MODES = ('train', 'evaluate', 'generate', 'fit')
+MODES = ('train', 'evaluate', 'generate', 'fit', 'aot')
 EXAMPLE = '--config=configs/tiny.py'
 HELP = """\
 moejax trains sparse language models and measures them.
@@ -31,6 +31,7 @@ moejax trains sparse language models and measures them.
   python -m moejax.main --config=configs/tiny.py --config.train.steps=50
   python -m moejax.main --mode=generate --workdir=runs/tiny --prompt='def '
   python -m moejax.main --mode=fit --form=chinchilla --data=runs.csv
+  python -m moejax.main --mode=aot --config=configs/moe.py --topology=v5e:2x4
 
 A recipe with get_hyper is a sweep of runs, any other one a single run. The
 same command again goes on from the last checkpoint.
@@ -40,8 +41,8 @@ same command again goes on from the last checkpoint.
       Overrides one field of the config; may be repeated. VALUE is Python:
       3, 1e-3, true, None, "('a', 'b')"; text needs no quotes.
 
-Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130 Ctrl-C,
-143 ended by SIGTERM after saving.
+Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 3 the program does
+not fit, 130 Ctrl-C, 143 ended by SIGTERM after saving.
 """
 FLAGS = {
   'config': 'Recipe: a Python file with get_config(). Text after a colon is '
@@ -56,6 +57,8 @@ FLAGS = {
   'form': 'Law to fit: a name in moejax/scaling/forms, such as chinchilla.',
   'columns': 'Columns of the table for --mode=fit, as in '
   'N=params,D=tokens,value=loss; usual names are found by themselves.',
+  'topology': 'Machine to compile for with --mode=aot, as in v5p:8x8x16; none '
+  'is needed.',
   'traceback': 'Shows where in the code an error arose.',
 }
 _INDENT = {'initial_indent': ' ' * 6, 'subsequent_indent': ' ' * 6}
@@ -74,6 +77,7 @@ class Command(NamedTuple):
     argument: what stands after the colon in --config=file.py:argument.
     config: with its overrides, plain and finite; None to fit a table.
     table: for --mode=fit: its file, the law and the columns.
+    topology: for --mode=aot.
   """
 
   mode: str
@@ -84,6 +88,7 @@ class Command(NamedTuple):
   argument: str | None
   config: ConfigDict | None
   table: tuple[str, str, str] | None = None
+  topology: str | None = None
 
   @property
   def is_sweep(self) -> bool:
@@ -109,6 +114,12 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--prompt={values.prompt[0]!r} is for --mode=generate, but --mode='
       f'{values.mode}; add --mode=generate.'
     )
+  if (values.topology is not None) != (values.mode == 'aot'):
+    raise ValueError(
+      f'--topology={values.topology} with --mode={values.mode}: --mode=aot '
+      'needs a topology, and no other mode takes one; as in --mode=aot '
+      '--topology=v5p:8x8x16.'
+    )
   if values.mode == 'fit' or values.data or values.form or values.columns:
     return _fit_command(values, overrides)
   path = recipe = argument = None
@@ -119,7 +130,7 @@ def parse(words: Sequence[str]) -> Command | None:
     recipe = load_recipe(path)
     config = get_config(recipe, path, argument)
     where = where or default_workdir(path, argument)
-  elif values.mode == 'train':
+  elif values.mode == 'train' or (where is None and values.mode == 'aot'):
     raise ValueError(f'--config is missing; give a recipe, such as {EXAMPLE}.')
   elif where is None:
     raise ValueError(
@@ -130,7 +141,16 @@ def parse(words: Sequence[str]) -> Command | None:
     config = run_folder.stored_config(where)
   config = apply(config, overrides)
   prompts = tuple(values.prompt)
-  return Command(values.mode, where, prompts, path, recipe, argument, config)
+  return Command(
+    values.mode,
+    where,
+    prompts,
+    path,
+    recipe,
+    argument,
+    config,
+    topology=values.topology,
+  )
 
 
 def _fit_command(values, overrides) -> Command:
@@ -266,6 +286,7 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('data', None, '', values)
   flags.DEFINE_string('form', None, '', values)
   flags.DEFINE_string('columns', None, '', values)
+  flags.DEFINE_string('topology', None, '', values)
   flags.DEFINE_bool('traceback', False, '', values)
   flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)
   return values

@@ -12,7 +12,7 @@ from typing import Any
 from moejax import command_line, config_io, fields, files, host, run_folder
 from moejax.command_line import Command
 
-FAILED, WRONG_INPUT, CTRL_C, TERMINATED = 1, 2, 130, 143
+FAILED, WRONG_INPUT, DOES_NOT_FIT, CTRL_C, TERMINATED = 1, 2, 3, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,6 +146,15 @@ def run_fit(command: Command) -> int:
   return 0
 
 
+def run_aot(command: Command) -> int:
+  """Prints what a step would cost on a machine that is not here."""
+  from moejax import aot
+
+  report = aot.check(command.config, command.topology)
+  print(report.text(), flush=True)
+  return 0 if report.fits else DOES_NOT_FIT
+
+
 def show(result: Mapping[str, Any]) -> None:
   """Prints a result: its numbers, then the sample as it reads."""
   numbers = {name: v for name, v in result.items() if name != 'sample'}
@@ -158,6 +167,7 @@ RUNNERS = {
   'train': run_training,
   'evaluate': run_evaluation,
   'generate': run_generation,
+  'aot': run_aot,
 }
 
 

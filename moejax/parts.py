@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moejax import accounting, sharding, state
+from moejax import accounting, sharding, state, step
 from moejax.build import build
 
 
@@ -16,10 +18,16 @@ class Parts:
 
   Attributes:
     config: the resolved config.
+    devices: of the mesh, which need not be here; None for all that are.
   """
 
-  def __init__(self, config: ConfigDict):
+  def __init__(self, config: ConfigDict, devices: Sequence | None = None):
     self.config = config
+    self.devices = devices
+
+  @property
+  def device_count(self) -> int:
+    return jax.device_count() if self.devices is None else len(self.devices)
 
   @functools.cached_property
   def model(self):
@@ -82,7 +90,7 @@ class Parts:
 
   @functools.cached_property
   def mesh(self):
-    return sharding.make_mesh(self.config.mesh)
+    return sharding.make_mesh(self.config.mesh, self.devices)
 
   @functools.cached_property
   def batch_sharding(self):
@@ -97,6 +105,32 @@ class Parts:
   def state_shardings(self):
     """A TrainState of NamedShardings."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+  @functools.cached_property
+  def abstract_batch(self):
+    """A batch of `step.BATCH` as shapes with shardings."""
+    train = self.config.train
+    row = jax.ShapeDtypeStruct(
+      (train.batch_size, train.seq_len), jnp.int32, sharding=self.batch_sharding
+    )
+    return dict.fromkeys(step.BATCH, row)
+
+  @functools.cached_property
+  def train_step(self):
+    """The jitted `(state, batch) -> (state, metrics)`; donates the state."""
+    config = self.config
+    return jax.jit(
+      step.train_step(
+        self.model,
+        self.tx,
+        loss=self.loss,
+        weights=dict(config.losses),
+        accumulate=config.train.accumulate,
+        bias_update=self.bias_update,
+      ),
+      donate_argnums=0,
+      out_shardings=(self.state_shardings, sharding.replicated(self.mesh)),
+    )
 
   def new_state(self):
     """A freshly initialised TrainState."""

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import chips
@@ -52,11 +53,23 @@ def mesh_sizes(axes: Mapping[str, int], num_devices: int) -> dict[str, int]:
   return sizes
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
-  """A mesh over all devices, sharded by the compiler where not told."""
-  sizes = mesh_sizes(axes, jax.device_count())
-  kinds = (AxisType.Auto,) * len(sizes)
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
+  """A mesh over `devices`, sharded by the compiler where not told.
+
+  Devices of a torus are placed so that those of an axis are neighbours.
+
+  Args:
+    axes: sizes by name.
+    devices: None for all that are here.
+  """
+  count = jax.device_count() if devices is None else len(devices)
+  sizes = mesh_sizes(axes, count)
+  grid = mesh_utils.create_device_mesh(
+    tuple(sizes.values()),
+    jax.devices()[:count] if devices is None else devices,
+    allow_split_physical_axes=True,
+  )
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 @contextlib.contextmanager

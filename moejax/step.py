@@ -13,6 +13,8 @@ from moejax.model import Model
 from moejax.state import TrainState, context
 
 Batch = Mapping[str, jax.Array]
+# What a batch holds, each int32 [B, T].
+BATCH = ('tokens', 'targets', 'segments', 'positions')
 # Collections that a training call writes.
 WRITTEN = ('losses', 'stats', 'balance')
 

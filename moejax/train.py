@@ -22,7 +22,6 @@ from moejax import (
   metrics,
   run_folder,
   sharding,
-  step,
   validate,
 )
 from moejax.checkpoint import Checkpoints
@@ -76,19 +75,6 @@ class Run:
     self.config = config
     self.folder = folder
     self.parts = parts = Parts(config)
-    step_fn = step.train_step(
-      parts.model,
-      parts.tx,
-      loss=parts.loss,
-      weights=dict(config.losses),
-      accumulate=config.train.accumulate,
-      bias_update=parts.bias_update,
-    )
-    self.step = jax.jit(
-      step_fn,
-      donate_argnums=0,
-      out_shardings=(parts.state_shardings, sharding.replicated(parts.mesh)),
-    )
     self.evaluator = Evaluator(parts)
     self.data = parts.batches('train', epochs=None)
     self.costs = accounting.describe(
@@ -168,7 +154,7 @@ class Run:
     return now
 
   def _compiled(self, now, batch):
-    compiled = self.step.lower(now, batch).compile()
+    compiled = self.parts.train_step.lower(now, batch).compile()
     # What the compiler took would otherwise add to the peak of the steps.
     host.return_freed_memory()
     return compiled

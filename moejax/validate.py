@@ -29,15 +29,20 @@ def check(config: ConfigDict) -> None:
   """
   fields.check(config)
   parts = Parts(config)
-  check_batch(config, parts)
-  check_time(config, parts)
-  check_terms(config, parts)
+  check_program(config, parts)
   check_learning_rate(parts)
   check_data(config, parts)
 
 
+def check_program(config: ConfigDict, parts: Parts) -> None:
+  """What the program of a step depends on: the mesh, the batch, the terms."""
+  check_batch(config, parts)
+  check_time(config, parts)
+  check_terms(config, parts)
+
+
 def check_batch(config: ConfigDict, parts: Parts) -> None:
-  sizes = sharding.mesh_sizes(config.mesh, jax.device_count())
+  sizes = sharding.mesh_sizes(config.mesh, parts.device_count)
   for path, node in fields.nodes(config.model, 'config.model'):
     fields.check_moe(path, node, sizes)
   shards = sharding.shards(sizes, parts.rules)
@@ -51,14 +56,15 @@ def check_batch(config: ConfigDict, parts: Parts) -> None:
 
 
 def check_time(config: ConfigDict, parts: Parts) -> None:
-  sizes = sharding.mesh_sizes(config.mesh, jax.device_count())
+  sizes = sharding.mesh_sizes(config.mesh, parts.device_count)
   shards = sharding.shards(sizes, parts.rules, 'time')
   if config.train.seq_len % shards:
     raise ValueError(
       f'config.train.seq_len={config.train.seq_len} is not divisible by the '
       f'{shards} devices that share a sequence; use a multiple of {shards}.'
     )
-  if jax.local_device_count() % shards:
+  # Machines that are not here have no processes.
+  if parts.devices is None and jax.local_device_count() % shards:
     raise ValueError(
       f'{shards} devices share a sequence, but a process has '
       f'{jax.local_device_count()}, and reads whole rows; use a divisor of '

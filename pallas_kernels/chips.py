@@ -27,6 +27,8 @@ class Chip:
     memory_bytes_per_s: its bandwidth.
     flops_per_s: dense bf16 peak.
     matrix_unit: rows and columns of one matrix unit (TPU; 0 elsewhere).
+    link_bytes_per_s: what it can send to other devices, all links together
+      (TPU: the torus; H100 and H200: NVLink inside a node).
   """
 
   name: str
@@ -37,24 +39,27 @@ class Chip:
   memory_bytes_per_s: float
   flops_per_s: float
   matrix_unit: int = 0
+  link_bytes_per_s: float = 0.0
 
 
-# Sources. TPU peaks, HBM sizes and bandwidths: the "system architecture" pages
-# of Cloud TPU (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x), where
-# a v7x chip is two devices. VMEM, cores of a device and matrix units: the table
-# of jax.experimental.pallas.tpu.get_tpu_info. H100 and H200 (SXM): NVIDIA's
-# data sheets, peak without sparsity; shared memory of one block: the CUDA
-# programming guide, technical specifications of compute capability 9.0.
+# Sources. TPU peaks, HBM sizes, bandwidths and links: the "system architecture"
+# pages of Cloud TPU (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x),
+# where a v7x chip is two devices. VMEM, cores of a device and matrix units: the
+# table of jax.experimental.pallas.tpu.get_tpu_info. H100 and H200 (SXM):
+# NVIDIA's data sheets, peak without sparsity, one direction of NVLink; shared
+# memory of one block: the CUDA programming guide, technical specifications of
+# compute capability 9.0.
+_H = 132, 227 * 1024
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v4', 'tpu', 2, 16 * MIB, 32 * GIB, 1.228e12, 275e12, 128),
-    Chip('v5e', 'tpu', 1, 128 * MIB, 16 * GIB, 0.819e12, 197e12, 128),
-    Chip('v5p', 'tpu', 2, 64 * MIB, 95 * GIB, 2.765e12, 459e12, 128),
-    Chip('v6e', 'tpu', 1, 128 * MIB, 32 * GIB, 1.64e12, 918e12, 256),
-    Chip('tpu7x', 'tpu', 1, 64 * MIB, 96 * GIB, 3.69e12, 1153.5e12, 256),
-    Chip('h100', 'cuda', 132, 227 * 1024, 80 * 10**9, 3.35e12, 989.4e12),
-    Chip('h200', 'cuda', 132, 227 * 1024, 141 * 10**9, 4.8e12, 989.4e12),
+    Chip('v4', 'tpu', 2, 16 * MIB, 32 * GIB, 1.228e12, 275e12, 128, 300e9),
+    Chip('v5e', 'tpu', 1, 128 * MIB, 16 * GIB, 0.819e12, 197e12, 128, 200e9),
+    Chip('v5p', 'tpu', 2, 64 * MIB, 95 * GIB, 2.765e12, 459e12, 128, 600e9),
+    Chip('v6e', 'tpu', 1, 128 * MIB, 32 * GIB, 1.64e12, 918e12, 256, 448e9),
+    Chip('tpu7x', 'tpu', 1, 64 * MIB, 96 * GIB, 3.69e12, 1.1535e15, 256, 6e11),
+    Chip('h100', 'cuda', *_H, 80 * 10**9, 3.35e12, 989.4e12, 0, 450e9),
+    Chip('h200', 'cuda', *_H, 141 * 10**9, 4.8e12, 989.4e12, 0, 450e9),
   )
 }
 

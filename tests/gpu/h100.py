@@ -19,40 +19,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from cubin import cubins, kernels  # noqa: E402
 from executable import records  # noqa: E402
 
-# From NVIDIA's data sheet and the limits of compute capability 9.0.
-DESCRIPTION = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 10 }
-gpu_device_info {
-  cuda_compute_capability {
-    major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES
-  }
-  core_count: 132
-  fpus_per_core: 128
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  shared_memory_per_core: 233472
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000
-  device_memory_size: 84978434048
-}
-"""
+from moejax.aot.topology import H100  # noqa: E402
 
 
 def devices(count: int = 1) -> list:
   """H100s of one machine."""
   topology = topologies.get_topology_desc(
-    '', platform='cuda', target_config=DESCRIPTION, topology=f'1x1x{count}'
+    '', platform='cuda', target_config=H100, topology=f'1x1x{count}'
   )
   return topology.devices
 
