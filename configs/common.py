@@ -82,7 +82,13 @@ def base() -> ConfigDict:
     ('time', 'context'),
   )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
-  config.evaluate = ConfigDict(dict(every_steps=None, batches=16))
+  config.evaluate = ConfigDict(
+    dict(
+      every_steps=None,
+      batches=16,
+      splits=(),  # besides validation: train, test; into the result
+    )
+  )
   config.checkpoint = ConfigDict(dict(every_steps=None, keep=2))
   config.infer = ConfigDict(
     dict(

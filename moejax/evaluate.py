@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from typing import Any
 
@@ -24,22 +25,29 @@ class Evaluator:
   def __call__(
     self, variables: Any, split: str, batches: int | None
   ) -> dict[str, float]:
-    """`<split>/loss` (nats per token) and `<split>/tokens`.
+    """`<split>/loss` (nats per target that counts) and `<split>/tokens`.
+
+    Where the data tells answers from prompts, also `<split>/accuracy`: the
+    share of answers that greedy decoding gives.
 
     Args:
       variables: of the model.
       split: 'train', 'validation' or 'test'.
       batches: how many from the start of the split, None for all.
     """
-    nll = tokens = 0.0
+    nll, total = 0.0, collections.Counter()
     data = self.parts.batches(split, epochs=1)
     for host in itertools.islice(data, batches):
       check_tokens(host, self.parts.model.vocab)
       batch = sharding.put_batch(host, self.parts.batch_sharding)
       values = jax.device_get(self.step(variables, batch))
-      nll += float(values['loss']) * float(values['tokens'])
-      tokens += float(values['tokens'])
-    return {f'{split}/loss': nll / max(tokens, 1.0), f'{split}/tokens': tokens}
+      nll += float(values.pop('loss')) * float(values['tokens'])
+      total.update({name: float(value) for name, value in values.items()})
+    tokens = total['tokens']
+    found = {'loss': nll / max(tokens, 1.0), 'tokens': tokens}
+    if 'answers' in total:
+      found['accuracy'] = total['right'] / max(total['answers'], 1.0)
+    return {f'{split}/{name}': value for name, value in found.items()}
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, float]:

@@ -19,7 +19,7 @@ NODE, FREE = 'node', 'free'
 SECTIONS = {
   'checkpoint': ('every_steps', 'keep'),
   'data': NODE,
-  'evaluate': ('every_steps', 'batches'),
+  'evaluate': ('every_steps', 'batches', 'splits'),
   'infer': ('prompt', 'max_tokens', 'seed', 'sampler', 'overlay'),
   'labels': FREE,
   'log': ('every_steps', 'tensorboard'),
@@ -90,6 +90,12 @@ def check_counts(config: ConfigDict) -> None:
   ):
     if config[section][name] is not None:
       at_least(f'config.{section}.{name}', config[section][name], 1)
+  for split in config.evaluate.splits:
+    if split not in ('train', 'test'):
+      raise ValueError(
+        f'config.evaluate.splits={config.evaluate.splits} must hold train or '
+        f'test, not {split!r}; validation is evaluated anyway.'
+      )
   every = config.evaluate.every_steps
   if every is not None and every % config.log.every_steps:
     raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moejax import balance, optim, stats
+from moejax import balance, losses, optim, stats
 from moejax.model import Model
 from moejax.state import TrainState, context
 
@@ -62,20 +62,20 @@ def train_step(
   Args:
     model: the model.
     tx: of `optim.Chain`; skips steps that are not finite.
-    loss: `(outputs, batch) -> scalar`, a mean over valid tokens.
+    loss: `(outputs, batch) -> scalar`, a mean over targets that count.
     weights: of the sown balance terms, by name.
     accumulate: micro-batches per step. Each is weighed by its share of the
-      valid tokens, so that the sum is the gradient of the whole batch.
+      targets that count, so that the sum is the gradient of the whole batch.
     bias_update: `(bias, counts) -> bias` for selection biases.
   """
   gradient = jax.value_and_grad(objective(model, loss, weights), has_aux=True)
 
   def step(state: TrainState, batch: Batch):
-    tokens = (batch['segments'] > 0).sum()
+    counted = losses.weights_BT(batch).sum()
 
     def micro(carry, part):
       balance_state, grads, layers = carry
-      share = (part['segments'] > 0).sum() / jnp.maximum(tokens, 1)
+      share = losses.weights_BT(part).sum() / jnp.maximum(counted, 1)
       (_, (balance_state, metrics, new_layers)), new = gradient(
         state.params, balance_state, part
       )
@@ -114,7 +114,7 @@ def train_step(
     metrics |= stats.summarise(layers)
     metrics |= {
       'grad_norm': optim.global_norm(grads),
-      'tokens': tokens,
+      'tokens': (batch['segments'] > 0).sum(),
       'skipped_steps': opt_state.skipped,
       'skipped_in_a_row': opt_state.consecutive,
     }
@@ -132,12 +132,18 @@ def train_step(
 def evaluate_step(
   model: Model, loss: Callable
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-  """Makes `(variables, batch) -> {loss, tokens}`, the mean loss and its N."""
+  """Makes `(variables, batch) -> {loss, tokens}`, the mean loss and its N.
+
+  Where a batch tells answers from prompts, also `right` of `answers`.
+  """
 
   def step(variables, batch: Batch):
     outputs, _ = model.apply(variables, context(batch))
-    tokens = (batch['segments'] > 0).sum()
-    return {'loss': loss(outputs, batch), 'tokens': tokens}
+    tokens = losses.weights_BT(batch).sum()
+    values = {'loss': loss(outputs, batch), 'tokens': tokens}
+    if 'scored' in batch:
+      values['right'], values['answers'] = losses.right_answers(outputs, batch)
+    return values
 
   return step
 

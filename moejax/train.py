@@ -181,16 +181,19 @@ class Run:
     train = self.config.train
     steps = self.parts.steps
     tokens = steps * train.batch_size * train.seq_len
-    held_out = self._evaluate(now, 'validation')
+    found = {}
+    for split in ('validation', *self.config.evaluate.splits):
+      found |= self._evaluate(now, split)
     return {
-      'loss': held_out['validation/loss'],
+      'loss': found.pop('validation/loss'),
       'loss_train': meter.loss,
       'seed': self.config.seed,
       'steps': steps,
       'tokens': tokens,
       'train_flops': tokens * self.costs['flops_per_token'],
       **self.costs,
-      'validation_tokens': held_out['validation/tokens'],
+      'validation_tokens': found.pop('validation/tokens'),
+      **found,
       'skipped_steps': int(now.opt_state.skipped),
       'seconds': meter.seconds,
       'tokens_per_s': meter.tokens_per_s,

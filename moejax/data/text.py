@@ -39,6 +39,9 @@ class Text:
       weighs sources by their size: an epoch is all documents of all sources.
       Shares hold on average over rows to about 1 %; for text that is not
       resident, pieces per token are estimated from its first block.
+    prompt_end: one token, such as '=', the first of which in a document ends
+      its prompt. What follows is its answer, and what is scored; a document
+      without it is scored as a whole. None scores everything.
     bins: rows that are packed together, by best fit. More fill rows better.
     resident_bytes: most text, in bytes, to keep in memory.
     window_tokens: most tokens held for shuffling text that is not resident.
@@ -51,6 +54,7 @@ class Text:
   )
   tokenizer: Tokenizer = Bytes()
   weights: Mapping[str, float] | None = None
+  prompt_end: str | None = None
   bins: int = 128
   resident_bytes: int = 1 << 27
   window_tokens: int = 1 << 22
@@ -107,8 +111,9 @@ class Text:
 
     A batch is a dict of int32 [batch_size // shard_count, seq_len]: `tokens`
     (inputs), `targets`, `segments` (1, 2, .. in a row; 0 is padding) and
-    `positions` (from 0 in each segment). Rows that fill up the last batch of
-    finite epochs are all padding.
+    `positions` (from 0 in each segment); with `prompt_end` also `scored` (1
+    for the targets of answers). Rows that fill up the last batch of finite
+    epochs are all padding.
 
     The order depends on the data, the seed, batch_size and seq_len. Shards
     are neighbouring rows of one batch that does not depend on shard_count, so
@@ -142,7 +147,8 @@ class Text:
       num_packing_bins=self.bins,
       seed=order.seed,
     )
-    stack = pieces.Stack(rows.start, rows.stop, seq_len)
+    scored = self.prompt_end is not None
+    stack = pieces.Stack(rows.start, rows.stop, seq_len, scored)
     stream = stream.batch(batch_size, batch_fn=stack)
     if self.prefetch_batches is not None:
       stream = grain.experimental.ThreadPrefetchIterDataset(
@@ -158,7 +164,7 @@ class Text:
     tokens = {
       name: self._tokens(split, name)
       if resident
-      else pieces.Tokens([_first_text(documents)], self.tokenizer)
+      else self._tokenized([_first_text(documents)])
       for name, documents in found.items()
     }
     _check_some(split, {n: t.count for n, t in tokens.items()}, self.weights)
@@ -189,13 +195,29 @@ class Text:
     if key not in self._resident:
       documents = self.sources[name].documents(split)
       blocks = (documents[i] for i in range(len(documents)))
-      self._resident[key] = pieces.Tokens(blocks, self.tokenizer)
+      self._resident[key] = self._tokenized(blocks)
     return self._resident[key]
+
+  def _tokenized(self, blocks) -> pieces.Tokens:
+    return pieces.Tokens(blocks, self.tokenizer, self._prompt_end_id)
+
+  @functools.cached_property
+  def _prompt_end_id(self) -> int | None:
+    if self.prompt_end is None:
+      return None
+    ids = self.encode(self.prompt_end)
+    if len(ids) != 1:
+      raise ValueError(
+        f'prompt_end={self.prompt_end!r} must be one token, but is {len(ids)} '
+        f'({ids}); choose a text that the tokenizer does not cut'
+      )
+    return ids[0]
 
   def _read(self, parts: list[Documents], order: '_Order'):
     """Pieces of documents that are read when their turn comes."""
     stream = grain.experimental.FlatMapIterDataset(
-      _stream(parts, order), pieces.Cut(self.tokenizer, order.seq_len)
+      _stream(parts, order),
+      pieces.Cut(self.tokenizer, order.seq_len, self._prompt_end_id),
     )
     # A window beyond an epoch would read the same text again to fill itself.
     epoch_tokens = sum(d.text_bytes + d.count for d in parts)

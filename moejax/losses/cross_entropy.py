@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from moejax import sharding
+from moejax.losses import scored
+from moejax.losses.chunks import chunks
 from moejax.sharding import TOKENS, WHOLE
 from moejax.types import Outputs
 
@@ -16,14 +18,15 @@ from moejax.types import Outputs
 def cross_entropy(
   outputs: Outputs, batch: Mapping[str, jax.Array], *, chunk_tokens: int = 4096
 ) -> jax.Array:
-  """Mean negative log-likelihood of the targets, in nats per valid token.
+  """Mean negative log-likelihood, in nats per target that counts.
 
   Args:
     outputs: of the model; hidden_BTD and head_DV.
-    batch: targets and segments, int32 [B, T]; segment 0 is left out.
+    batch: targets and segments, int32 [B, T]; segment 0 is left out, and what
+      is not scored where the batch has `scored`.
     chunk_tokens: at most about this many tokens have logits at a time.
   """
-  weights_BT = (batch['segments'] > 0).astype(jnp.float32)
+  weights_BT = scored.weights_BT(batch)
   tokens = outputs.hidden_BTD, batch['targets'], weights_BT
 
   def own(_axis, tokens, head_DV):
@@ -82,7 +85,7 @@ def _scan(hidden, head, targets, weights, chunk_tokens, d_head):
   """The sum alone, or with both gradients when `d_head` is given."""
   batch, length, _ = hidden.shape
   size = min(length, max(1, chunk_tokens // batch))
-  cut = functools.partial(_chunks, size=size)
+  cut = functools.partial(chunks, size=size)
 
   def step(carry, chunk):
     total, d_head = carry
@@ -110,17 +113,9 @@ def _scan(hidden, head, targets, weights, chunk_tokens, d_head):
     return (total, d_head), d_x
 
   start = jnp.zeros((), jnp.float32), d_head
-  chunks = cut(hidden), cut(targets), cut(weights)
-  (total, d_head), d_x = jax.lax.scan(step, start, chunks)
+  parts = cut(hidden), cut(targets), cut(weights)
+  (total, d_head), d_x = jax.lax.scan(step, start, parts)
   if d_head is None:
     return total
   d_hidden = d_x.swapaxes(0, 1).reshape(batch, -1, hidden.shape[-1])
   return total, d_hidden[:, :length].astype(hidden.dtype), d_head
-
-
-def _chunks(x, size):
-  """[B, T, ...] to [chunks, B, size, ...], padded with zeros."""
-  batch, length = x.shape[:2]
-  pad = [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2)
-  x = jnp.pad(x, pad).reshape(batch, -1, size, *x.shape[2:])
-  return x.swapaxes(0, 1)

@@ -141,3 +141,39 @@ def test_no_value_of_the_program_is_as_large_as_all_logits():
   )
   # The measure sees all logits where they are.
   assert _largest(wide.trace(o).jaxpr.jaxpr) >= batch * length * vocab
+
+
+def test_only_what_is_scored_counts(small):
+  batch = small.rows(0, padding=(3, 0))
+  scored = np.random.default_rng(1).integers(0, 2, batch['tokens'].shape)
+  got, gradient = both_ways(
+    losses.cross_entropy, outputs(), batch | {'scored': scored}
+  )
+  # The formula without: what does not count is padding to it.
+  unscored = batch | {'segments': batch['segments'] * scored}
+  want = both_ways(plain, outputs(), unscored)
+  close((got, gradient), want)
+
+
+@pytest.mark.parametrize('chunk_tokens', [6, 4096])
+def test_an_answer_is_right_if_each_of_its_tokens_is_the_likeliest(
+  chunk_tokens, small
+):
+  batch = small.rows(2, batch=3, length=12, padding=(2, 0), document=4)
+  made = outputs(batch=3, length=12)
+  rng = np.random.default_rng(3)
+  best = np.asarray(made.logits_BTV()).argmax(-1)
+  batch['targets'] = np.where(
+    rng.random(best.shape) < 0.7, best, batch['targets']
+  )
+  batch['scored'] = (batch['positions'] > rng.integers(0, 4)).astype(np.int32)
+  right = answers = 0
+  for b in range(3):
+    for segment in range(1, batch['segments'][b].max() + 1):
+      where = (batch['segments'][b] == segment) & (batch['scored'][b] > 0)
+      if where.any():
+        answers += 1
+        right += (best[b, where] == batch['targets'][b, where]).all()
+  assert 0 < right < answers
+  got = losses.right_answers(made, batch, chunk_tokens=chunk_tokens)
+  assert tuple(map(int, got)) == (right, answers)
