@@ -19,7 +19,7 @@ from pallas_kernels.route.api import permutation
 from pallas_kernels.route.rows import combine, gather_rows
 
 
-class _Layers:
+class Layers:
   """The usual feed-forward out of `dot` and `map`."""
 
   def feed_forward(self, gate_EDF, up_EDF, down_EFD, activation: Callable):
@@ -39,7 +39,7 @@ class _Layers:
 
 
 @struct.dataclass
-class Ragged(_Layers):
+class Ragged(Layers):
   """Rows sorted by expert, `sizes_E` of them each; later rows are dead."""
 
   rows_RD: jax.Array
@@ -60,7 +60,7 @@ class Ragged(_Layers):
 
 
 @struct.dataclass
-class Padded(_Layers):
+class Padded(Layers):
   """The same number of rows for every expert, on one axis or more."""
 
   rows_ECD: jax.Array

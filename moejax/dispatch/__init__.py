@@ -1,8 +1,12 @@
 """Dispatch: `(assignment, x_ND, experts) -> y_ND`, each saying what it
-`accepts`."""
+`accepts`. `Ring` and the all-to-alls exchange tokens between devices by hand;
+the others leave that to the compiler."""
 
+from moejax.dispatch.all_to_all import AllToAll
 from moejax.dispatch.einsum import Einsum
 from moejax.dispatch.mask import Mask
+from moejax.dispatch.ragged import RaggedAllToAll
+from moejax.dispatch.ring import Ring
 from moejax.dispatch.sort import Sort
 
-__all__ = ['Einsum', 'Mask', 'Sort']
+__all__ = ['AllToAll', 'Einsum', 'Mask', 'RaggedAllToAll', 'Ring', 'Sort']

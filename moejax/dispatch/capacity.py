@@ -72,6 +72,23 @@ def slots(
   return Slots(slot_GNK, kept_GNK, capacity)
 
 
+def limit(
+  assignment: Chosen,
+  *,
+  capacity_factor: float,
+  group_tokens: int | None = None,
+  drop: str = 'position',
+) -> tuple[Chosen, jax.Array]:
+  """What is left of `assignment`, and the share of the choices dropped.
+
+  Arguments and errors are those of `slots`.
+  """
+  found = slots(
+    assignment, capacity_factor, group_tokens=group_tokens, drop=drop
+  )
+  return dropped(assignment, found), dropped_frac(assignment, found)
+
+
 def dropped(assignment: Chosen, slots: Slots) -> Chosen:
   """`assignment` without what is not kept: it costs no work, adds nothing."""
   kept_NK = slots.kept_GNK.reshape(assignment.ids_NK.shape)

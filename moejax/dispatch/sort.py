@@ -58,12 +58,11 @@ class Sort(nn.Module):
         f'but the router makes {type(assignment).__name__}, which has a bound '
         'of its own; set it to None.'
       )
-    slots = capacity.slots(
+    assignment, frac = capacity.limit(
       assignment,
-      self.capacity_factor,
+      capacity_factor=self.capacity_factor,
       group_tokens=self.group_tokens,
       drop=self.drop,
     )
-    frac = capacity.dropped_frac(assignment, slots)
     self.sow('stats', 'dropped_frac', frac)
-    return capacity.dropped(assignment, slots)
+    return assignment

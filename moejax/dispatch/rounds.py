@@ -1,0 +1,117 @@
+"""As many rounds of an exchange as it takes, in buffers of one size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moejax.dispatch.group import Group
+
+
+def total(
+  one: Callable, rounds: jax.Array, most: int, given: Any, args: Any
+) -> Any:
+  """The sum of `one(i, given, args)` over i < `rounds`, at least the first.
+
+  The first round is differentiated as any code. Further ones run in a
+  `lax.while_loop`, which keeps nothing: the backward pass has a loop of its own
+  and runs each of them again. So memory is that of one round whatever the load.
+
+  Args:
+    one: a function of arrays that come as arguments; it closes over none.
+    rounds: int32 scalar, the same on all devices that `one` communicates with.
+    most: what `rounds` can be at most; for 1 there is no loop.
+    given: a tree of integer arrays.
+    args: a tree of arrays with gradients.
+  """
+  if most == 1:
+    return one(0, given, args)
+
+  def more(y, rounds, given, args):
+    def step(i, y):
+      return _add(y, one(i, given, args))
+
+    return lax.fori_loop(1, rounds, step, y)
+
+  @jax.custom_vjp
+  def run(rounds, given, args):
+    return more(one(0, given, args), rounds, given, args)
+
+  def forward(rounds, given, args):
+    y, pull = jax.vjp(lambda args: one(0, given, args), args)
+    y = more(y, rounds, given, args)
+    return y, (rounds, given, args, pull)
+
+  def backward(saved, dy):
+    rounds, given, args, pull = saved
+
+    def step(i, dargs):
+      _, pull = jax.vjp(lambda args: one(i, given, args), args)
+      return _add(dargs, *pull(dy))
+
+    return None, None, lax.fori_loop(1, rounds, step, *pull(dy))
+
+  run.defvjp(forward, backward)
+  return run(rounds, given, args)
+
+
+def _add(a, b):
+  return jax.tree.map(lax.add, a, b)
+
+
+def run(
+  one: Callable,
+  group: Group,
+  load_P: jax.Array,
+  size: int,
+  most: int,
+  given: Any,
+  args: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """`total` of the rounds that all devices need, and what to tell of them.
+
+  Args:
+    one: see `total`.
+    group: whose devices do the rounds together.
+    load_P: int32, choices for each buffer.
+    size: of a buffer.
+    most: choices that a buffer could be asked to hold.
+    given: see `total`.
+    args: see `total`; x_ND comes first.
+  """
+  needed = lax.pmax(-(-load_P.max() // size), group.devices)
+  needed = jnp.maximum(needed, 1)
+  y_ND = total(one, needed, -(-most // size), given, args)
+  late = lax.psum(jnp.maximum(load_P - size, 0).sum(), group.devices)
+  wanted = lax.psum(load_P.sum(), group.devices)
+  frac = late / jnp.maximum(wanted, 1).astype(jnp.float32)
+  told = {'rounds': needed.astype(jnp.float32), 'late_frac': frac}
+  return y_ND.astype(args[0].dtype), told
+
+
+def sow(module: nn.Module, told: dict[str, jax.Array]) -> None:
+  """The most rounds of any stage, and the share of choices after the first."""
+  rounds = told['rounds'].max() if told else jnp.ones(())
+  frac = told['late_frac'].mean() if told else jnp.zeros(())
+  module.sow('stats', 'exchange_rounds', rounds)
+  module.sow('stats', 'exchange_late_frac', frac)
+
+
+def buffer_rows(room: float, choices: int, buffers: int = 1) -> int:
+  """Rows of a buffer: `room` of its fair share of a device's choices.
+
+  Raises:
+    ValueError: if `room` is not positive.
+  """
+  if not room > 0:
+    raise ValueError(
+      f'room={room} leaves no row in a buffer; give a positive number, such as '
+      '1.5: what does not fit takes further rounds.'
+    )
+  return max(1, math.ceil(room * choices / buffers))
