@@ -70,8 +70,9 @@ class Around:
         one = nearest(group, target)
         why = self._refusal(one, target, used)
         if why is None:
-          used[one.cell.name] = target
-          chosen.append(Choice(one))
+          used[one.size] = target
+          # Cells of one size differ in their seed.
+          chosen += [Choice(c) for c in group if c.size == one.size]
         else:
           name = f'{one.variant} C={one.budget:.1e} N={count(target)}'
           dropped.append(Dropped(name, why))
@@ -85,10 +86,10 @@ class Around:
         f'no size of the family is within a factor {self.spacing**0.5:.2f} of '
         f'{count(target)}; the nearest is {count(one.size)} ({one.cell.name})'
       )
-    if one.cell.name in used:
+    if one.size in used:
       return (
-        f'{one.cell.name} ({count(one.size)}) serves '
-        f'{count(used[one.cell.name])} already; the family is too coarse'
+        f'{one.cell.name} ({count(one.size)}) serves {count(used[one.size])} '
+        'already; the family is too coarse'
       )
     return None
 
@@ -97,8 +98,8 @@ class Around:
 class RateGrid:
   """The inner sweep: rates and batches at the smallest budget, best size.
 
-  Its cells are labelled with `labels.role` 'rates', so that no law of size is
-  fitted to them, and with the rate and the tokens of the batch.
+  Its cells get `labels.role` 'rates', so that no law of size is fitted to
+  them, and the rate and batch as `labels.peak_lr` and `labels.batch_tokens`.
 
   Attributes:
     learning_rates: factors on the learning rate of the law or the recipe.

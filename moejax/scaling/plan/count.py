@@ -42,6 +42,11 @@ class Counted:
     return str((self.config.labels or {}).get('variant') or 'unlabelled')
 
   @property
+  def role(self) -> str | None:
+    """What the run is for, such as 'rates' for an inner sweep."""
+    return (self.config.labels or {}).get('role')
+
+  @property
   def budget(self) -> float | None:
     """Training FLOPs to spend; None where the steps are given instead."""
     return self.config.train.budget_flops

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from moejax import config_io
 from moejax.scaling import forms, runs
 from moejax.scaling.plan import memory
 from moejax.scaling.plan.choose import Choice
 from moejax.scaling.plan.count import Counted, Dropped, count
+from moejax.scaling.plan.rates import ROLE
 from moejax.scaling.plan.spend import Rule
 from moejax.sweep.hyper import Cell
 
@@ -96,8 +98,11 @@ class Plan(Rule):
     if self.choose is None:
       chosen, dropped = [self._checked(one) for one in counted], []
     else:
-      choices, dropped = self.choose(counted, best)
+      laid = [one for one in counted if one.role == ROLE]
+      family = [one for one in counted if one.role != ROLE]
+      choices, dropped = self.choose(family, best)
       chosen = self._settled(choices, dropped)
+      chosen += [self._checked(one) for one in laid]
     asked = {} if self.memory is None else memory.ask(self.memory, chosen)
     if self.choose is not None:
       chosen = self._fitting(chosen, asked, dropped)
@@ -141,7 +146,7 @@ class Plan(Rule):
 
   def _settled(self, choices: list[Choice], dropped) -> list[Counted]:
     """Cells with learning rates and batches; drops what breaks a rule."""
-    out = []
+    out, tried = [], set()
     for choice in choices:
       one, exact = choice.one, choice.role is not None
       rate, tokens, notes = None, None, ()
@@ -150,12 +155,14 @@ class Plan(Rule):
       train = one.config.train
       rows = tokens / train.seq_len if tokens else train.batch_size
       found = self.spending(one, rows * choice.batch, exact)
+      if not isinstance(found, str):
+        if rate is not None or exact:
+          found = _at_rate(found, choice, rate or _own_rate(one))
+        found = _untried(found, tried)
       if isinstance(found, str):
         dropped.append(Dropped(choice.name, found))
-        continue
-      if rate is not None or exact:
-        found = _at_rate(found, choice, rate or _own_rate(one))
-      out.append(found.noting(*notes))
+      else:
+        out.append(found.noting(*notes))
     return out
 
   def _fitting(self, cells, asked: Mapping, dropped) -> list[Counted]:
@@ -188,6 +195,18 @@ def _own_rate(one: Counted) -> float:
   return one.learning_rate
 
 
+def _untried(one: Counted, tried: set) -> Counted | str:
+  """The cell, or why not: batches of few rows may round to one."""
+  key = config_io.to_json(one.config)
+  if key in tried:
+    return (
+      f'its batch is rounded to {one.config.train.batch_size} rows, which '
+      'another cell has; lower batch_multiple, or take batches further apart'
+    )
+  tried.add(key)
+  return one
+
+
 def _at_rate(one: Counted, choice: Choice, rate: float) -> Counted:
   changes = {'optim.schedule.peak': rate * choice.learning_rate}
   if choice.role is not None:
@@ -195,7 +214,7 @@ def _at_rate(one: Counted, choice: Choice, rate: float) -> Counted:
       role=choice.role,
       variant=one.variant,
       budget_flops=one.budget,
-      learning_rate=changes['optim.schedule.peak'],
+      peak_lr=changes['optim.schedule.peak'],
       batch_tokens=one.step_tokens(),
     )
   return one.having(changes, choice.name)

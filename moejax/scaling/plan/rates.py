@@ -138,7 +138,7 @@ def bests(path: str) -> dict[str, Best]:
 
 
 def _point(row, labels):
-  names = ('budget_flops', 'learning_rate', 'batch_tokens')
+  names = ('budget_flops', 'peak_lr', 'batch_tokens')
   try:
     values = [float(labels[name]) for name in names] + [float(row['loss'])]
   except (KeyError, TypeError, ValueError):
@@ -160,7 +160,7 @@ def _least(points, variant, path) -> Best:
   for axis, name in enumerate(('learning rate', 'batch')):
     low, high = x[:, axis].min(), x[:, axis].max()
     if low < high and place[axis] in (low, high):
-      edge = 'least' if place[axis] == low else 'largest'
+      edge = 'smallest' if place[axis] == low else 'largest'
       notes.append(f'the best {name} of the inner sweep is the {edge} tried')
   vertex = _vertex(x, loss)
   if vertex is not None and not notes:

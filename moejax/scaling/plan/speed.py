@@ -58,19 +58,19 @@ class Chip:
   """A share of the peak of some chips.
 
   Attributes:
-    kind: as jax names the device, such as 'TPU v5p'.
+    device: as jax names the device, such as 'TPU v5p'.
     count: chips that a cell runs on.
     utilisation_frac: useful FLOPs over peak FLOPs, a guess.
   """
 
-  kind: str
+  device: str
   count: int = 1
   utilisation_frac: float = 0.4
 
   def __post_init__(self):
-    if metrics.known_peak_flops(self.kind) is None:
+    if metrics.known_peak_flops(self.device) is None:
       raise ValueError(
-        f'kind={self.kind!r} has no known peak; name a device as jax does, '
+        f'device={self.device!r} has no known peak; name a device as jax does, '
         "such as 'TPU v5p' or 'NVIDIA H100 80GB HBM3'."
       )
     if not (self.count >= 1 and 0 < self.utilisation_frac <= 1):
@@ -81,11 +81,11 @@ class Chip:
 
   def __call__(self, cells: list[Counted]) -> list[float | None]:
     """FLOPs/s of each cell."""
-    peak = metrics.known_peak_flops(self.kind)
+    peak = metrics.known_peak_flops(self.device)
     return [peak * self.count * self.utilisation_frac] * len(cells)
 
   def told(self) -> str:
     return (
-      f'{self.count} x {self.kind} at {100 * self.utilisation_frac:g} % of '
+      f'{self.count} x {self.device} at {100 * self.utilisation_frac:g} % of '
       'peak, as stated'
     )

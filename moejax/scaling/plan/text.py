@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from moejax.clock import duration
 from moejax.scaling import page
 from moejax.scaling.page import count, number, percent
 from moejax.scaling.plan.choose import groups
 from moejax.scaling.plan.plan import Outcome, Row
+from moejax.scaling.plan.rates import ROLE
 
 
 def markdown(title: str, outcome: Outcome, jobs: int = 1) -> str:
@@ -49,13 +51,13 @@ def summary(outcome: Outcome, jobs: int = 1) -> list[str]:
 def _hours(rows, jobs) -> str:
   known = [row.hours for row in rows if row.hours is not None]
   if len(known) < len(rows):
-    return 'hours of training: unknown.'
+    return 'time to train: unknown.'
   # A cell is not shared between jobs.
   total = max(sum(known) / jobs, max(known))
-  at_once = f', {jobs} cells at once' if jobs > 1 else ''
+  at_once = f' with {jobs} cells at once' if jobs > 1 else ''
   return (
-    f'{number(total, 3)} hours of training{at_once}; '
-    f'{number(max(known), 3)} hours for the longest cell.'
+    f'{duration(3600 * total)} of training{at_once}, '
+    f'{duration(3600 * max(known))} of it for the longest cell.'
   )
 
 
@@ -64,9 +66,10 @@ def _one_sided(rows: list[Row]) -> list[str]:
   if any(row.best is None or row.one.budget is None for row in rows):
     return []
   best = {row.one.cell.name: row.best for row in rows}
+  of_laws = [row.one for row in rows if row.one.role != ROLE]
   out = []
-  for (variant, budget), cells in groups(row.one for row in rows).items():
-    ratios = [one.size / best[one.cell.name] for one in cells]
+  for (variant, budget), cells in groups(of_laws).items():
+    ratios = {one.size / best[one.cell.name] for one in cells}
     if len(ratios) > 1 and (max(ratios) < 1 or min(ratios) > 1):
       side = 'below' if max(ratios) < 1 else 'above'
       middle = best[cells[0].cell.name]
