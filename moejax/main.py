@@ -209,5 +209,6 @@ def _stdin() -> str:
 
 
 if __name__ == '__main__':
+  host.one_blas_thread()
   host.restart_with_huge_pages()
   main()
