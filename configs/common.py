@@ -99,7 +99,13 @@ def base() -> ConfigDict:
       overlay=(),  # (path, value) pairs that change the config to decode
     )
   )
-  config.sweep = ConfigDict(dict(jobs=1, report=None))
+  config.sweep = ConfigDict(
+    dict(
+      jobs=1,  # cells at once
+      report=None,  # node; called with the results
+      plan=None,  # node; chooses among the cells, and tells what they cost
+    )
+  )
   return config
 
 

@@ -4,7 +4,9 @@ A scale is a dict. What is read here: `budgets`, training FLOPs -> places in
 `sizes`; `variants`, whose keys are their names; `batch`, (rows, tokens of a
 row); `seeds`, how many; `decline`, (budget, exponent) of the learning rate,
 which falls as that power of the budget; `rates`, budget -> the size whose
-learning rate, undeclined, and batch are varied for the variants in `rated`.
+learning rate, undeclined, and batch are varied for the variants in `rated`;
+`plan`, a node that chooses among the cells, or checks them where it has no
+`choose`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ from configs import common
 Cell = dict[str, Any]
 
 
+def plan(kind: str = 'Plan', /, **fields: Any) -> ConfigDict:
+  """A node of moejax/scaling/plan."""
+  return common.node(f'scaling.plan.{kind}', **fields)
+
+
 def parse(
   arg: str | None, scales: Mapping[str, dict]
 ) -> tuple[ConfigDict, dict]:
@@ -29,7 +36,7 @@ def parse(
   scale = scales[arg.scale]
   if arg.smoke:
     budgets = {c: sizes[:1] for c, sizes in scale['budgets'].items()}
-    scale = scale | dict(budgets=budgets, seeds=1, rates={})
+    scale = scale | dict(budgets=budgets, seeds=1, rates={}, plan=None)
   return arg, scale
 
 
@@ -52,6 +59,7 @@ def base(scale: dict, pod: bool) -> ConfigDict:
     batch_tokens=0,
   )
   config.sweep.report = common.node('scaling.report.isoflop')
+  config.sweep.plan = scale.get('plan')
   if pod:
     config.data = common.text_of('data')
     config.mesh.expert = 8

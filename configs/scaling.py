@@ -2,7 +2,9 @@ r"""IsoFLOP sweep: dense against mixtures of experts, on source code.
 
 Four sizes and three activation ratios spend each budget, active parameters
 being equal at equal size. `:scale=hour`: one budget more, three seeds,
-learning rates by batch; `:scale=pod`: the same at pod budgets, on data/.
+learning rates by batch. `:scale=pod`: pod budgets, on data/; its plan
+chooses the sizes, with rates by laws; `:scale=pod_rates`: its inner sweep of
+learning rates and batches. `--dry-run` tells what any of them would run.
 
 Claim:    at equal compute more experts lower the loss (2507.17702, fig. 1).
 Command:  python -m moejax.main --config=configs/scaling.py
@@ -14,6 +16,7 @@ Differs:  bytes, models of 10^4 to 10^5 active parameters; no shared expert.
 import functools
 
 from configs import common, isoflop
+from configs.isoflop import plan
 
 # (width, layers) of each size; budget in training FLOPs -> sizes spending it;
 # experts of each variant, 2 of them active (None: dense). `peak` is the
@@ -29,6 +32,10 @@ CPU = dict(
   decline=(1.6e11, 1 / 3),  # of that learning rate: read off the rates of HOUR
   seeds=1,
   rates={},
+  plan=plan(  # the law of its dense runs
+    optimum=plan('Power', k=0.0036, a=0.61),
+    speed=plan('Measured', path='experiments/2026_11_isoflop_cpu/results.csv'),
+  ),
 )
 HOUR = CPU | dict(
   budgets=CPU['budgets'] | {1.35e12: range(3, 7)},
@@ -36,21 +43,33 @@ HOUR = CPU | dict(
   rates={5e10: 1, 4.5e11: 3},
   rated=('dense', 'moe 1/16'),
 )
+# A family of sizes, of which the plan chooses.
 POD = CPU | dict(
-  sizes=((384, 8), (512, 8), (640, 10), (768, 14), (1024, 16), (1280, 22)),
-  budgets={2e18: range(4), 2e19: range(1, 5), 2e20: range(2, 6)},
+  sizes=tuple((64 * n, n) for n in (4, 6, 8, 10, 12, 16, 20, 24, 32, 36)),
+  budgets={2e18: range(1, 6), 2e19: range(4, 8), 2e20: range(6, 10)},
   fields=dict(vocab=131_072, dtype='bfloat16'),
   batch=(256, 4096),
   head_dim=64,
   peak=0.04,
   decline=(1.0, 0.0),
 )
-SCALES = {'cpu': CPU, 'hour': HOUR, 'pod': POD}
+POD_PLAN = dict(
+  optimum=plan('Surface', theta='refit'),
+  rates=plan('Rates', learning_rate='moe', batch_tokens='moe'),
+  speed=plan('Chip', device='TPU v5p', count=32, utilisation_frac=0.4),
+  min_steps=1000,
+  batch_multiple=32,
+)
+CHOICES = {'pod': plan('Around', spacing=1.6), 'pod_rates': plan('RateGrid')}
+SCALES = {'cpu': CPU, 'hour': HOUR} | {
+  name: POD | dict(plan=plan(choose=choose, **POD_PLAN))
+  for name, choose in CHOICES.items()
+}
 
 
 def get_config(arg=None):
   arg, scale = isoflop.parse(arg, SCALES)
-  config = isoflop.base(scale, pod=arg.scale == 'pod')
+  config = isoflop.base(scale, pod=arg.scale in CHOICES)
   config.model = _model(scale, scale['sizes'][0], None)
   return common.two_steps(config) if arg.smoke else config
 

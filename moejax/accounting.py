@@ -133,6 +133,11 @@ def train_flops_per_token(model: Model, seq_len: int) -> float:
   return TRAIN_OVER_FORWARD * model.flops(seq_len)
 
 
+def steps_within(budget_flops: float, step_flops: float) -> int:
+  """Optimiser steps whose training FLOPs are nearest to a budget, 1 or more."""
+  return max(1, round(budget_flops / step_flops))
+
+
 def describe(
   model: Model, seq_len: int, variables: tuple[Any, Any] | None = None
 ) -> dict[str, Any]:

@@ -30,7 +30,7 @@ SECTIONS = {
   'optim': NODE,
   'rules': FREE,
   'seed': FREE,
-  'sweep': ('jobs', 'report'),
+  'sweep': ('jobs', 'report', 'plan'),
   'train': (
     'steps',
     'budget_flops',

@@ -1,4 +1,4 @@
-"""The host's memory, where the C library allows to steer it."""
+"""The host's memory and threads, where its libraries allow to steer them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def return_freed_memory() -> bool:
   except (AttributeError, OSError, TypeError):
     return False
   return trim(0) == 1
+
+
+def one_blas_thread() -> None:
+  """Keeps the products of numpy and scipy to one thread, unless told otherwise.
+
+  Fits of laws make hundreds of thousands of products of small matrices, on
+  which more threads only wait for each other: a report takes several times as
+  long. XLA has threads of its own. The library reads this when it is loaded, so
+  a program calls it before numpy is imported.
+  """
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 
 def huge_pages() -> dict[str, str]:

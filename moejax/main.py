@@ -11,6 +11,7 @@ from typing import Any
 # jax is imported later, so that a wrong command line is told at once.
 from moejax import command_line, config_io, fields, files, host, run_folder
 from moejax.command_line import Command
+from moejax.sweep import hyper
 
 FAILED, WRONG_INPUT, DOES_NOT_FIT, CTRL_C, TERMINATED = 1, 2, 3, 130, 143
 
@@ -97,6 +98,13 @@ def run_sweep(command: Command) -> int:
   from moejax.build import build
 
   report = build(config.sweep.report, 'config.sweep.report')
+  if command.dry_run or config.sweep.plan is not None:
+    cells, text = plan_sweep(command, cells)
+    print(text, flush=True)
+    if command.dry_run:
+      return 0
+    path = files.folder(command.workdir) / 'plan.md'
+    files.write_atomic(path, text)
   results = sweep.run(
     cells, config, command.workdir, 'moejax.train.run', jobs=config.sweep.jobs
   )
@@ -107,6 +115,28 @@ def run_sweep(command: Command) -> int:
     report(results, command.workdir)
   print(f'results: {table}', flush=True)
   return FAILED if failed else 0
+
+
+def plan_sweep(
+  command: Command, cells: list[hyper.Cell]
+) -> tuple[list[hyper.Cell], str]:
+  """The cells that are run, by the recipe's plan, and the plan as text."""
+  import jax
+
+  from moejax.build import build
+  from moejax.scaling import plan
+
+  # Models are only traced here: the accelerator is for the workers.
+  jax.config.update('jax_platforms', 'cpu')
+  config = command.config
+  planned = build(config.sweep.plan, 'config.sweep.plan') or plan.Plan()
+  try:
+    outcome = planned(cells, config)
+  except ValueError as error:
+    raise ValueError(f'config.sweep.plan: {error}') from error
+  argument = f':{command.argument}' if command.argument else ''
+  title = f'Plan of {command.path}{argument}'
+  return outcome.cells, plan.markdown(title, outcome, config.sweep.jobs)
 
 
 def run_evaluation(command: Command) -> int:
@@ -189,5 +219,6 @@ def _stdin() -> str:
 
 
 if __name__ == '__main__':
+  host.one_blas_thread()
   host.restart_with_huge_pages()
   main()

@@ -62,7 +62,7 @@ class Parts:
       return train.steps
     tokens = train.batch_size * train.seq_len
     flops = accounting.train_flops_per_token(self.model, train.seq_len)
-    return max(1, round(train.budget_flops / (tokens * flops)))
+    return accounting.steps_within(train.budget_flops, tokens * flops)
 
   @functools.cached_property
   def tx(self):

@@ -1,6 +1,8 @@
-"""Freed memory goes back to the system."""
+"""Freed memory goes back to the system; BLAS has one thread."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -26,3 +28,23 @@ def test_freed_pieces_leave_the_process():
     pytest.skip('this C library has no malloc_trim')
   assert _resident_kib() < before - 50_000
   assert sys.getsizeof(last) > 100_000
+
+
+PROGRAM = """
+import sys
+import moejax.main
+assert 'numpy' not in sys.modules, 'it has read its number of threads'
+moejax.main.host.one_blas_thread()
+import os
+print(os.environ['OPENBLAS_NUM_THREADS'])
+"""
+
+
+@pytest.mark.parametrize('given,used', [(None, '1'), ('3', '3')])
+def test_blas_is_told_its_threads_before_numpy_is_imported(given, used):
+  env = {k: v for k, v in os.environ.items() if k != 'OPENBLAS_NUM_THREADS'}
+  env |= {} if given is None else {'OPENBLAS_NUM_THREADS': given}
+  ended = subprocess.run(
+    [sys.executable, '-c', PROGRAM], env=env, capture_output=True, text=True
+  )
+  assert (ended.stdout.strip(), ended.stderr) == (used, '')

@@ -1,6 +1,10 @@
 """What a run measures and says: logs, progress, parameters, hardware."""
 
-from moejax.metrics.hardware import device_peak_flops, peak_memory_bytes
+from moejax.metrics.hardware import (
+  device_peak_flops,
+  known_peak_flops,
+  peak_memory_bytes,
+)
 from moejax.metrics.parameters import parameter_table, parameter_totals
 from moejax.metrics.progress import Progress
 from moejax.metrics.provenance import environment
@@ -11,6 +15,7 @@ __all__ = [
   'Writer',
   'device_peak_flops',
   'environment',
+  'known_peak_flops',
   'parameter_table',
   'parameter_totals',
   'peak_memory_bytes',

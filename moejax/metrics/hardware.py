@@ -25,6 +25,14 @@ _PEAK_FLOPS = {
 }
 
 
+def known_peak_flops(device_kind):
+  """Dense bf16 FLOPs/s of one device by the data sheet, None if not known."""
+  for pattern, flops_per_s in _PEAK_FLOPS.items():
+    if re.fullmatch(pattern, device_kind):
+      return flops_per_s
+  return None
+
+
 def device_peak_flops(device, dtype=jnp.float32):
   """Peak (FLOPs/s, 'known' or 'measured') of one device.
 
@@ -37,9 +45,9 @@ def device_peak_flops(device, dtype=jnp.float32):
     device: a jax device; all local devices of a CPU share its cores.
     dtype: the compute dtype of the run.
   """
-  for pattern, flops_per_s in _PEAK_FLOPS.items():
-    if re.fullmatch(pattern, device.device_kind):
-      return flops_per_s, 'known'
+  known = known_peak_flops(device.device_kind)
+  if known is not None:
+    return known, 'known'
   return _measured(device, jnp.dtype(dtype)), 'measured'
 
 

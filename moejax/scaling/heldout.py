@@ -43,12 +43,9 @@ class HeldOut:
 
 def cost_law(runs: Sequence[Run]) -> forms.Cost:
   """Training FLOPs per token as a power of size, fitted to runs."""
-  size = np.log([r.size for r in runs])
-  cost = np.log([r.flops / r.tokens for r in runs])
-  if np.ptp(size) < 1e-9:
-    return forms.Cost(float(np.exp(np.mean(cost - size))), 0.0)
-  slope, offset = np.polyfit(size, cost, 1)
-  return forms.Cost(float(np.exp(offset)), float(slope - 1))
+  return forms.Cost.through(
+    [r.size for r in runs], [r.flops / r.tokens for r in runs]
+  )
 
 
 def require_budgets(runs: Sequence[Run]) -> None:

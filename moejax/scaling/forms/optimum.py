@@ -20,6 +20,19 @@ class Cost(NamedTuple):
   factor: float = 6.0
   excess: float = 0.0
 
+  @classmethod
+  def through(cls, size, flops_per_token) -> Cost:
+    """The law fitted to sizes and their training FLOPs per token, `[models]`.
+
+    Models of one size fix the factor only.
+    """
+    x = np.log(size)
+    y = np.log(flops_per_token) - x
+    if np.ptp(x) < 1e-9:
+      return cls(float(np.exp(np.mean(y))), 0.0)
+    excess, offset = np.polyfit(x, y, 1)
+    return cls(float(np.exp(offset)), float(excess))
+
   def flops(self, size, tokens):
     """Training FLOPs of `size` parameters on `tokens` tokens."""
     return self.factor * size ** (1 + self.excess) * tokens
