@@ -5,7 +5,10 @@ This is the only place that scans over layers.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 
 from moejax.nn import RmsNorm
 from moejax.optim import MaximalUpdate
-from moejax.types import Context, Outputs, State, Stream
+from moejax.types import Context, Outputs, Shared, State, Stream
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS
 from pallas_kernels.route.api import CHOICE
 
@@ -39,11 +42,12 @@ class Period(nn.Module):
   blocks: tuple[nn.Module, ...]
 
   @nn.compact
-  def __call__(self, stream: Stream, ctx: Context, states: State):
+  def __call__(self, stream: Stream, ctx: Context, states: State, first):
+    """`first` is the place of its first block among the model's layers."""
     states = states or (None,) * len(self.blocks)
     new = []
-    for block, state in zip(self.blocks, states, strict=True):
-      stream, state = block(stream, ctx, state)
+    for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
+      stream, state = block(stream, ctx.replace(layer=first + i), state)
       new.append(state)
     return stream, tuple(new)
 
@@ -59,6 +63,9 @@ class Model(nn.Module):
     repeats: times that the pattern is repeated; each has its own parameters.
     prefix: names of blocks before the pattern.
     suffix: names of blocks after it.
+    shared: modules that layers share, by name, each with one set of
+      parameters: a layer calls `ctx.shared[name](...)`. Arguments to
+      initialise one with are those that its `example(width)` returns.
     tied: whether the head is the transposed embedding.
     remat: None, 'full' (keep the choice of experts only) or 'dots' (also the
       results of matrix products).
@@ -74,6 +81,7 @@ class Model(nn.Module):
   repeats: int = 1
   prefix: tuple[str, ...] = ()
   suffix: tuple[str, ...] = ()
+  shared: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
   tied: bool = True
   remat: str | None = None
   dtype: str = 'float32'
@@ -128,7 +136,7 @@ class Model(nn.Module):
       period,
       variable_axes=SCANNED,
       split_rngs={'params': True},
-      in_axes=(nn.broadcast, 0),
+      in_axes=(nn.broadcast, 0, 0),
       length=self.repeats,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
@@ -152,17 +160,32 @@ class Model(nn.Module):
     x_BTD = self.embedding.astype(dtype)[ctx.tokens_BT] * self.width**0.5
     x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'time', None))
     stream = Stream(x_BTD)
+    ctx = ctx.replace(shared=self._shared_modules())
+    starts = jnp.arange(self.repeats, dtype=jnp.int32) * len(self.pattern)
+    starts += len(self.prefix)
     if self.prefix:
-      stream, before = self.before(stream, ctx, before)
-    stream, middle = self.layers(stream, ctx, middle)
+      stream, before = self.before(stream, ctx, before, jnp.int32(0))
+    stream, middle = self.layers(stream, ctx, middle, starts)
     if self.suffix:
-      stream, after = self.after(stream, ctx, after)
+      last = starts[-1] + len(self.pattern)
+      stream, after = self.after(stream, ctx, after, last)
     head_DV = self.embedding.T if self.tied else self.head
     hidden_BTD = self.final_norm(stream.x_BTD)
     if self.parametrization is not None:
       hidden_BTD *= self.parametrization.logits_scale(self.width)
     outputs = Outputs(hidden_BTD, head_DV.astype(dtype))
     return outputs, None if state is None else (before, middle, after)
+
+  def _shared_modules(self) -> dict[str, Shared]:
+    found = {}
+    for name, module in self.shared.items():
+      if self.is_initializing():
+        module(*module.example(self.width))
+      # As values, which the scan broadcasts: it would give a bound module
+      # parameters for each repeat.
+      unbound = module.clone(parent=None, _deep_clone=True)
+      found[name] = Shared(nn.unbox(module.variables), unbound)
+    return found
 
   def init_state(self, batch: int, length: int) -> State:
     """An empty decode state for `batch` sequences of up to `length`."""
@@ -194,10 +217,18 @@ class Model(nn.Module):
 
   def active_fracs(self) -> dict[str, float]:
     """Share of the parameters under a path that one token uses."""
-    return {
+    own = {
       f'{path}/{inner}': frac
       for path, block, _ in self.layer_paths()
       for inner, frac in block.active_fracs().items()
+    }
+    rows = collections.Counter()
+    for _, block, repeats in self.layer_paths():
+      for name, count in _rows_read(block).items():
+        rows[name] += repeats * count
+    return own | {
+      f'shared_{name}': min(1.0, count / self.shared[name].slots)
+      for name, count in rows.items()
     }
 
   def flops(self, length: int) -> float:
@@ -215,3 +246,8 @@ class Model(nn.Module):
         for name, flops in inner(self.width, length).items():
           parts[f'{path}/{name}'] = repeats * flops
     return parts | {'head': 2 * self.width * self.vocab}
+
+
+def _rows_read(block: Any) -> dict[str, int]:
+  """Rows of shared tables that a block reads for a token."""
+  return getattr(block, 'rows_read', dict)()

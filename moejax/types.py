@@ -11,8 +11,10 @@ Logical axes of parameters: vocab embed mlp expert heads kv layers slots.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import flax.struct as struct
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,22 @@ import jax.numpy as jnp
 from moejax.paired import Paired
 from moejax.rows import Combined, Padded, Ragged, Routed
 from pallas_kernels.route.api import count
+
+
+@struct.dataclass
+class Shared:
+  """A module of the model's that any layer may call; it sows nothing.
+
+  Attributes:
+    variables: what it owns; gradients add up over the layers that call it.
+    module: unbound (static).
+  """
+
+  variables: Any
+  module: nn.Module = struct.field(pytree_node=False)
+
+  def __call__(self, *args: Any) -> Any:
+    return self.module.apply(self.variables, *args)
 
 
 @struct.dataclass
@@ -31,12 +49,16 @@ class Context:
     positions_BT: int32, restarting at 0 in each document.
     segments_BT: int32, 1 and up for the documents of a row, 0 for padding.
     train: whether this is a training call (static).
+    shared: the modules that layers share, by name; filled in by the model.
+    layer: int32, the place of the block that reads this, from 0; likewise.
   """
 
   tokens_BT: jax.Array
   positions_BT: jax.Array
   segments_BT: jax.Array
   train: bool = struct.field(pytree_node=False, default=False)
+  shared: Mapping[str, Shared] = struct.field(default_factory=dict)
+  layer: jax.Array | None = None
 
   @property
   def valid_N(self) -> jax.Array:
@@ -191,6 +213,7 @@ __all__ = [
   'Ragged',
   'Routed',
   'Rows',
+  'Shared',
   'Soft',
   'State',
   'Stream',

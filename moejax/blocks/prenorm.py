@@ -39,8 +39,12 @@ class PreNorm(nn.Module):
     return {
       f'{name}/{path}': frac
       for name in ('mixer', 'ffn')
-      for path, frac in _active_fracs(getattr(self, name)).items()
+      for path, frac in _of(getattr(self, name), 'active_fracs').items()
     }
+
+  def rows_read(self) -> dict[str, int]:
+    """Rows of shared tables that one token reads, by the table's name."""
+    return _of(self.ffn, 'rows_read')
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""
@@ -57,5 +61,5 @@ class PreNorm(nn.Module):
     return parts | {f'ffn/{p}': n for p, n in inner(width).items()}
 
 
-def _active_fracs(part):
-  return getattr(part, 'active_fracs', dict)()
+def _of(part, method):
+  return getattr(part, method, dict)()

@@ -1,0 +1,1 @@
+"""Rows of a large table by number: weighted sums, products, gradients."""
