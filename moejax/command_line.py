@@ -80,11 +80,8 @@ class Command(NamedTuple):
     argument: what stands after the colon in --config=file.py:argument.
     config: with its overrides, plain and finite; None to fit a table.
     table: for --mode=fit: its file, the law and the columns.
-<<<<<<< HEAD
     topology: for --mode=aot.
-=======
     dry_run: whether a sweep is only told.
->>>>>>> plan
   """
 
   mode: str
@@ -95,11 +92,8 @@ class Command(NamedTuple):
   argument: str | None
   config: ConfigDict | None
   table: tuple[str, str, str] | None = None
-<<<<<<< HEAD
   topology: str | None = None
-=======
   dry_run: bool = False
->>>>>>> plan
 
   @property
   def is_sweep(self) -> bool:
@@ -125,18 +119,16 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--prompt={values.prompt[0]!r} is for --mode=generate, but --mode='
       f'{values.mode}; add --mode=generate.'
     )
-<<<<<<< HEAD
   if (values.topology is not None) != (values.mode == 'aot'):
     raise ValueError(
       f'--topology={values.topology} with --mode={values.mode}: --mode=aot '
       'needs a topology, and no other mode takes one; as in --mode=aot '
       '--topology=v5p:8x8x16.'
-=======
+    )
   dry_run = values['dry-run'].value
   if dry_run and values.mode != 'train':
     raise ValueError(
       f'--dry-run is for a sweep, but --mode={values.mode}; leave out one.'
->>>>>>> plan
     )
   if values.mode == 'fit' or values.data or values.form or values.columns:
     return _fit_command(values, overrides)
@@ -159,14 +151,11 @@ def parse(words: Sequence[str]) -> Command | None:
     config = run_folder.stored_config(where)
   config = apply(config, overrides)
   prompts = tuple(values.prompt)
-<<<<<<< HEAD
-=======
   if dry_run and not hasattr(recipe, 'get_hyper'):
     raise ValueError(
       f'--dry-run is for a sweep, but --config={path!r} has no get_hyper; give '
       'a recipe that has, such as configs/scaling.py, or leave out --dry-run.'
     )
->>>>>>> plan
   return Command(
     values.mode,
     where,
@@ -175,11 +164,8 @@ def parse(words: Sequence[str]) -> Command | None:
     recipe,
     argument,
     config,
-<<<<<<< HEAD
     topology=values.topology,
-=======
     dry_run=dry_run,
->>>>>>> plan
   )
 
 
@@ -316,11 +302,8 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('data', None, '', values)
   flags.DEFINE_string('form', None, '', values)
   flags.DEFINE_string('columns', None, '', values)
-<<<<<<< HEAD
   flags.DEFINE_string('topology', None, '', values)
-=======
   flags.DEFINE_bool('dry-run', False, '', values)
->>>>>>> plan
   flags.DEFINE_bool('traceback', False, '', values)
   flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)
   return values
