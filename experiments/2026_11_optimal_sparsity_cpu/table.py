@@ -1,6 +1,6 @@
 """Mean and standard error over seeds, by task and variant, as Markdown.
 
-  python experiments/2026_11_optimal_sparsity_cpu/table.py [results.csv]
+python experiments/2026_11_optimal_sparsity_cpu/table.py [results.csv]
 """
 
 import csv
@@ -14,6 +14,8 @@ MEASURED = ('train/loss', 'test/loss', 'gap', 'train/accuracy', 'test/accuracy')
 
 
 def mean_and_error(values):
+  if len(values) == 1:
+    return f'{values[0]:.3f}'
   error = statistics.stdev(values) / math.sqrt(len(values))
   return f'{statistics.fmean(values):.3f} ± {error:.3f}'
 

@@ -3,8 +3,7 @@ r"""Efficiency leverage: activation ratio, granularity and shared experts.
 The sizes and budgets are those of configs/scaling.py. Of G = 2 width / hidden
 experts that a token uses, some are shared by all; their hidden widths sum to
 twice the width whatever G, so that at equal size the active parameters are
-those of the dense model but for the router. `:scale=pod` for accelerators,
-`:seeds=3` for standard errors.
+those of the dense model but for the router. `:scale=hour` has three seeds.
 
 Claim:    leverage is a power of the activation ratio and grows with compute;
           granularity has an optimum near 12; one shared expert is best.
@@ -17,7 +16,9 @@ Differs:  one factor varied at a time; learning rates by the width alone, not
           10^5 active parameters and G of 2 to 8 only.
 """
 
-from configs import common, scaling
+import functools
+
+from configs import common, isoflop, scaling
 
 PAPER = dict(
   title='Towards Greater Leverage: Scaling Laws for Efficient '
@@ -38,65 +39,46 @@ VARIANTS = {
   'shared 0': (8, 4, 0),
   'shared 2': (8, 4, 2),
 }
+SCALES = {
+  name: scale | dict(variants=VARIANTS, rates={})
+  for name, scale in scaling.SCALES.items()
+}
 
 
 def get_config(arg=None):
-  arg = _parse(arg)
-  config = scaling.get_config(f'scale={arg.scale},smoke={arg.smoke}')
+  arg, scale = isoflop.parse(arg, SCALES)
+  config = isoflop.base(scale, pod=arg.scale == 'pod')
+  size = scale['sizes'][0]
+  config.model = _model(scale, size, common.dense(2 * size[0]))
   config.labels.update(granularity=1.0, shared_experts=0)
-  return config
+  return common.two_steps(config) if arg.smoke else config
 
 
 def get_hyper(hyper, arg=None):
-  """One cell for each variant, budget, size and seed."""
-  arg = _parse(arg)
-  scale = scaling.SCALES[arg.scale]
-  made = [
-    _cell(scale, variant, budget, scale['sizes'][size], seed)
-    for variant in VARIANTS
-    for budget, sizes in scale['budgets'].items()
-    for size in sizes
-    for seed in range(arg.seeds)
-  ]
-  fixed = [[hyper.fixed(k, v) for k, v in cell.items()] for cell in made]
-  return hyper.chainit(map(hyper.zipit, fixed))
+  del hyper
+  arg, scale = isoflop.parse(arg, SCALES)
+  return isoflop.grid(scale, functools.partial(_cell, scale), arg.smoke)
 
 
-def _cell(scale, variant, budget, size, seed):
+def _cell(scale, variant, budget, place):
+  size, parts = scale['sizes'][place], VARIANTS[variant]
+  width = size[0]
+  ffn, labels = common.dense(2 * width), {}
+  if parts is not None:
+    per_used, granularity, shared = parts
+    hidden, experts = 2 * width // granularity, per_used * granularity
+    k, wide = granularity - shared, shared * hidden or None
+    ffn = common.moe(experts, k, hidden, shared=wide)
+    labels = {
+      'activation_ratio': granularity / (experts + shared),
+      'labels.granularity': 2 * width / hidden,
+      'labels.shared_experts': shared,
+    }
+  model, peak = _model(scale, size, ffn), scale['peak'] * width**-0.5
+  return isoflop.cell(variant, budget, model, peak=peak, **labels)
+
+
+def _model(scale, size, ffn):
   width, layers = size
-  ffn, ratio, granularity, shared = _ffn(VARIANTS[variant], width)
-  dense = VARIANTS[variant] is None
-  name = f'{variant}-C{budget:.1e}-d{width}L{layers}-{seed}'
-  mixer = common.attention(width // scale['head_dim'])
-  return {
-    'name': name.replace(' ', '-').replace('/', '-'),
-    'seed': seed,
-    'model': common.uniform(
-      common.block(mixer, ffn), layers, width=width, **scale['fields']
-    ),
-    'losses': {} if dense else {'load': 0.01, 'z': 0.001},
-    'optim.schedule.peak': scale['peak'] * width**-0.5,
-    'train.budget_flops': budget,
-    'labels.variant': variant,
-    'labels.budget_flops': budget,
-    'labels.activation_ratio': ratio,
-    'labels.granularity': granularity,
-    'labels.shared_experts': shared,
-    'labels.cost': budget * (1.0 if dense else 2.0),
-  }
-
-
-def _ffn(variant, width):
-  """(feed-forward, activation ratio, granularity, shared experts)."""
-  if variant is None:
-    return common.dense(2 * width), 1.0, 1.0, 0
-  per_used, granularity, shared = variant
-  hidden, experts = 2 * width // granularity, per_used * granularity
-  k, wide = granularity - shared, shared * hidden or None
-  ffn = common.moe(experts, k, hidden, shared=wide)
-  ratio = granularity / (experts + shared)
-  return ffn, ratio, 2 * width / hidden, shared
-
-
-def _parse(arg):
-  return common.parse_arg(arg, scale='cpu', seeds=1, smoke=False)
+  layer = common.block(common.attention(width // scale['head_dim']), ffn)
+  return common.uniform(layer, layers, width=width, **scale['fields'])
