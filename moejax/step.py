@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moejax import balance, losses, optim, stats
+from moejax import balance, optim, stats
+from moejax.losses import scored
 from moejax.model import Model
 from moejax.state import TrainState, context
 
@@ -71,11 +72,11 @@ def train_step(
   gradient = jax.value_and_grad(objective(model, loss, weights), has_aux=True)
 
   def step(state: TrainState, batch: Batch):
-    counted = losses.weights_BT(batch).sum()
+    counted = scored.weights_BT(batch).sum()
 
     def micro(carry, part):
       balance_state, grads, layers = carry
-      share = losses.weights_BT(part).sum() / jnp.maximum(counted, 1)
+      share = scored.weights_BT(part).sum() / jnp.maximum(counted, 1)
       (_, (balance_state, metrics, new_layers)), new = gradient(
         state.params, balance_state, part
       )
@@ -139,10 +140,10 @@ def evaluate_step(
 
   def step(variables, batch: Batch):
     outputs, _ = model.apply(variables, context(batch))
-    tokens = losses.weights_BT(batch).sum()
+    tokens = scored.weights_BT(batch).sum()
     values = {'loss': loss(outputs, batch), 'tokens': tokens}
     if 'scored' in batch:
-      values['right'], values['answers'] = losses.right_answers(outputs, batch)
+      values['right'], values['answers'] = scored.right_answers(outputs, batch)
     return values
 
   return step

@@ -9,6 +9,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from moejax import losses
+from moejax.losses import scored
 from moejax.types import Outputs
 
 
@@ -145,12 +146,12 @@ def test_no_value_of_the_program_is_as_large_as_all_logits():
 
 def test_only_what_is_scored_counts(small):
   batch = small.rows(0, padding=(3, 0))
-  scored = np.random.default_rng(1).integers(0, 2, batch['tokens'].shape)
+  chosen = np.random.default_rng(1).integers(0, 2, batch['tokens'].shape)
   got, gradient = both_ways(
-    losses.cross_entropy, outputs(), batch | {'scored': scored}
+    losses.cross_entropy, outputs(), batch | {'scored': chosen}
   )
   # The formula without: what does not count is padding to it.
-  unscored = batch | {'segments': batch['segments'] * scored}
+  unscored = batch | {'segments': batch['segments'] * chosen}
   want = both_ways(plain, outputs(), unscored)
   close((got, gradient), want)
 
@@ -175,5 +176,5 @@ def test_an_answer_is_right_if_each_of_its_tokens_is_the_likeliest(
         answers += 1
         right += (best[b, where] == batch['targets'][b, where]).all()
   assert 0 < right < answers
-  got = losses.right_answers(made, batch, chunk_tokens=chunk_tokens)
+  got = scored.right_answers(made, batch, chunk_tokens=chunk_tokens)
   assert tuple(map(int, got)) == (right, answers)
