@@ -28,22 +28,22 @@ def ahead(a: Analysis) -> Figure:
   x = np.geomspace(a.budgets[0], a.budgets[-1] * max(FACTORS) * 1.4, 60)
   for variant, methods in a.surfaces.items():
     _law(axes, x, methods[0], a.costs[variant], colour[variant])
-  for place, variant in enumerate(a.variants):
+  for variant in a.variants:
     hue = colour[variant]
     mine = a.of(variant)
     axes.plot(
       [p.flops for p in mine], [p.loss for p in mine], marker[variant], ms=6,
       color=hue, zorder=4, label=variant,
     )  # fmt: skip
-    shift = 1.08 ** (place - (len(a.variants) - 1) / 2)
     for one in (o for c in a.choices for o in c.order if o.variant == variant):
-      at = one.flops * shift
       axes.plot(
-        at, one.loss, marker[variant], ms=6.5, color=hue, mfc='white', mew=1.4,
-        zorder=5,
+        one.flops, one.loss, marker[variant], ms=6.5, color=hue, mfc='white',
+        mew=1.4, zorder=5,
       )  # fmt: skip
       if one.intervals[2] is not None:
-        bars(axes, at, one.intervals[2].low95, one.intervals[2].high95, hue)
+        bars(
+          axes, one.flops, one.intervals[2].low95, one.intervals[2].high95, hue
+        )
   axes.axvspan(
     a.budgets[0] / 1.3, a.budgets[-1] * 1.3, color=GUIDE, alpha=0.15, lw=0,
     zorder=0, label='sampled',

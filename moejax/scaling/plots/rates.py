@@ -72,7 +72,7 @@ def _map(axes, one):
   axes.set_title(title + page.count(one.size), fontsize=9.5)
   axes.set(xscale='log', yscale='log')
   axes.set_xticks(rate, [f'{v:.2g}' for v in rate], fontsize=8)
-  axes.set_yticks(batch, [page.count(v) for v in batch], fontsize=8)
+  axes.set_yticks(batch, [_tokens(v) for v in batch], fontsize=8)
   axes.minorticks_off()
   axes.grid(False)
   if one.edges:
@@ -87,6 +87,10 @@ def _map(axes, one):
     axes.title.set_position((0.5, 1.09))
     axes.set_title(axes.get_title(), fontsize=9.5, pad=15)
   return colours
+
+
+def _tokens(value: float) -> str:
+  return f'{value:.0f}' if value < 1e4 else page.count(value)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
