@@ -11,7 +11,7 @@ BUDGETS = (1e11, 3e11, 1e12, 3e12)
 
 
 def _leverages(value, noise=0.0, far=(), grains=(np.nan,), seed=0):
-  """Leverages `value(ratio, flops, grain)` with 200 draws about what is found."""
+  """Leverages `value(ratio, flops, grain)` with 200 draws about each."""
   rng = np.random.default_rng(seed)
   out = []
   for ratio in (1.0, 1 / 4, 1 / 16, 1 / 64):

@@ -40,7 +40,8 @@ def frontiers(a: Analysis) -> Figure:
       )  # fmt: skip
       if one.draws is not None:
         near = resample.interval(one.draws.loss)
-        bars(axes, one.flops, near.low95, near.high95, hue)
+        if near is not None:
+          bars(axes, one.flops, near.low95, near.high95, hue)
     label = variant
     if variant in a.frontiers:
       label = f'{variant}:  {_law_text(a.frontiers[variant].fit.theta)}'
@@ -84,10 +85,10 @@ def allocation(a: Analysis) -> Figure:
         )
         if one.draws is not None:
           near = resample.interval(one.draws.size)
-          ends = np.array([near.low95, near.high95])
-          if what == 'tokens':
-            ends = one.tokens_at(ends)
-          bars(axes, beside, *ends, hue)
+          if near is not None:
+            ends = np.array([near.low95, near.high95])
+            ends = one.tokens_at(ends) if what == 'tokens' else ends
+            bars(axes, beside, *ends, hue)
       label = variant
       if law is not None:
         band(axes, law, hue)
