@@ -28,7 +28,7 @@ def power_label(value: float) -> str:
   """A number as 3x10^13 in mathtext."""
   power = math.floor(math.log10(value) + 1e-9)
   lead = value / 10**power
-  head = '' if abs(lead - 1) < 0.005 else f'{lead:.2g}\\times'
+  head = '' if abs(lead - 1) < 0.005 else f'{lead:.3g}\\times'
   return f'${head}10^{{{power}}}$'
 
 
