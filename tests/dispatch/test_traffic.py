@@ -22,10 +22,18 @@ def layer(**changes):
 @pytest.mark.parametrize(
   'dispatcher,more',
   [
-    (dispatch.Ring(stages=2), {}),
     (dispatch.AllToAll(), {'num_rounds': 2}),
-    (dispatch.AllToAll(room=8.0), {'num_rounds': 1}),
-    (dispatch.RaggedAllToAll(room=1.0), {'num_rounds': 2, 'emulated': True}),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        (dispatch.Ring(stages=2), {}),
+        (dispatch.AllToAll(room=8.0), {'num_rounds': 1}),
+        (
+          dispatch.RaggedAllToAll(room=1.0),
+          {'num_rounds': 2, 'emulated': True},
+        ),
+      )
+    ),
   ],
   ids=label,
 )

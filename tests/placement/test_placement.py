@@ -88,6 +88,7 @@ def test_what_cannot_work_is_refused(call, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('quick_compilation')
 def test_training_goes_on_as_if_nothing_had_been_permuted(small):
   router = common.node(
     'routers.Router',
