@@ -45,11 +45,11 @@ def bytes_by_kind(hlo_text: str | Program) -> dict[str, float]:
       for instruction in part.instructions.values():
         if (kind := kind_of(part, instruction)) is not None:
           # A transfer that runs beside other work stands in several fusions,
-          # with one channel.
-          channel = instruction.attribute(r'channel_id=(\d+)')
-          sent[kind, channel or instruction.name] = _sent(
-            program, kind, part, instruction
-          )
+          # with one channel; all of jax.shard_map's have channel 1.
+          key = instruction.attribute(r'channel_id=(\d+)')
+          if key in (None, '1'):
+            key = part.name, instruction.name
+          sent[kind, key] = _sent(program, kind, part, instruction)
     total = {}
     for (kind, _), size in sent.items():
       total[kind] = total.get(kind, 0) + size

@@ -48,7 +48,11 @@ class RaggedAllToAll(nn.Module):
     self, layer: traffic.Layer, num_rounds: int = 1, emulated: bool = False
   ) -> dict[str, float]:
     """Bytes that a device sends, by kind of collective."""
-    return traffic.ragged(layer, num_rounds, self.stages, emulated)
+    if emulated:
+      choices = layer.tokens // self.stages * layer.k
+      size = rounds.buffer_rows(self.room, choices)
+      return traffic.emulated(layer, size, num_rounds, self.stages)
+    return traffic.ragged(layer, num_rounds, self.stages)
 
   def _exchange(self, group, call, x_ND, slots_NK, weights_NK, matrices):
     n, k = slots_NK.shape

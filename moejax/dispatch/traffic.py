@@ -61,21 +61,38 @@ def dense(
 
 
 def ragged(
-  layer: Layer, num_rounds: int = 1, stages: int = 1, emulated: bool = False
+  layer: Layer, num_rounds: int = 1, stages: int = 1
 ) -> dict[str, float]:
   """Choices that leave a device, spread evenly, and the counts of all.
 
   Each round counts as if it sent all of them; in fact each travels once.
-  `emulated` is what takes its place on CPUs, for buffers of a fair share.
   """
+  away = (layer.ranks - 1) / layer.ranks
   rows = layer.tokens * layer.k * _per_row(layer, _WEIGHT, num_rounds)
-  kind, away = 'ragged-all-to-all', (layer.ranks - 1) / layer.ranks
-  if emulated:
-    kind, away = 'all-gather', layer.ranks - 1
+  return {
+    'all-gather': _counts(layer, stages),
+    'ragged-all-to-all': away * rows,
+  }
+
+
+def emulated(
+  layer: Layer, rows: int, num_rounds: int = 1, stages: int = 1
+) -> dict[str, float]:
+  """What takes the place of `ragged` on CPUs, with buffers of `rows`.
+
+  All rows go to all. What leaves its device is the same in every round, and the
+  compiler sends it once; what comes back is not.
+  """
+  there, back = layer.row_bytes + _WEIGHT, layer.row_bytes
+  if layer.backward:
+    there, back = there + layer.row_bytes, back + layer.row_bytes + _WEIGHT
+  sent = layer.tokens * layer.k * there + stages * num_rounds * rows * back
+  return {'all-gather': (layer.ranks - 1) * sent + _counts(layer, stages)}
+
+
+def _counts(layer, stages):
   slots = math.lcm(layer.num_experts, layer.ranks)
-  found = {'all-gather': stages * (layer.ranks - 1) * slots * 4}
-  found[kind] = found.get(kind, 0) + away * rows
-  return found
+  return stages * (layer.ranks - 1) * slots * 4
 
 
 def _per_row(layer, label, num_rounds):
