@@ -1,4 +1,4 @@
-"""Each kind of layer folds the same devices in its own way, to equal results."""
+"""Kinds of layers fold the same devices in their own ways, to equal results."""
 
 import jax
 import numpy as np
