@@ -75,11 +75,19 @@ def base() -> ConfigDict:
     )
   )
   # -1: what is left. The last axis has neighbours that are near each other.
-  config.mesh = ConfigDict(dict(data=-1, expert=1, context=1))
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, context=1, tensor=1))
+  # Where each logical axis lives. A name with 'moe/' in front, as in
+  # ('moe/expert', ('expert', 'tensor')), is for layers of experts alone.
   config.rules = (
-    ('batch', ('data', 'expert')),
+    ('batch', ('data', 'fsdp', 'expert')),
     ('expert', 'expert'),
     ('time', 'context'),
+    ('embed', 'fsdp'),
+    ('heads', 'tensor'),
+    ('mlp', 'tensor'),
+    ('vocab', 'tensor'),
+    *((name, None) for name in ('kv', 'latent', 'layers')),
+    *((name, None) for name in ('memory', 'router', 'slots')),
   )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
   config.evaluate = ConfigDict(
@@ -210,6 +218,23 @@ def layers(
   if last is not None:
     blocks['last'], model.suffix = last, ('last',)
   model.blocks = ConfigDict(blocks)
+  return config
+
+
+def pod(config: ConfigDict, *, expert: int, fsdp: int) -> ConfigDict:
+  """Spreads a model over expert * fsdp chips, a row of 4,096 tokens on each.
+
+  Parameters and moments are cut over all chips: those of experts over the
+  experts and then over `fsdp`, all others by their width.
+  """
+  config.model.dtype, config.model.remat = 'bfloat16', 'full'
+  config.train.batch_size, config.train.seq_len = expert * fsdp, 4096
+  config.mesh = ConfigDict(dict(data=1, fsdp=fsdp, expert=expert))
+  own = {'embed': ('fsdp', 'expert')}
+  config.rules = (
+    *((name, own.get(name, to)) for name, to in config.rules),
+    ('moe/embed', 'fsdp'),
+  )
   return config
 
 

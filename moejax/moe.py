@@ -59,7 +59,9 @@ class Moe(nn.Module):
     assignment = self.router(x_ND, ctx)
     self._check(assignment)
     stats.sow_routing(self, assignment, ctx, self.balance)
-    y_BTD = self.dispatch(assignment, x_ND, self.experts).reshape(x_BTD.shape)
+    with sharding.layer_of_experts():
+      y_ND = self.dispatch(assignment, x_ND, self.experts)
+    y_BTD = y_ND.reshape(x_BTD.shape)
     if self.shared is not None:
       y_BTD = y_BTD + self.shared(x_BTD, ctx)
     return y_BTD

@@ -16,14 +16,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import chips
 
-# Logical axis to mesh axis; an axis that is not here is replicated.
+# Logical axis to mesh axes, None for an axis that stays whole. Rules whose
+# name begins with "moe/" replace the others in layers of experts: those fold
+# the same devices in their own way.
 RULES = (
-  ('batch', ('data', 'expert')),
+  ('batch', ('data', 'fsdp', 'expert')),
   ('expert', 'expert'),
   ('time', 'context'),
+  ('embed', 'fsdp'),
+  ('heads', 'tensor'),
+  ('mlp', 'tensor'),
+  ('vocab', 'tensor'),
+  ('kv', None),
+  ('latent', None),
+  ('layers', None),
+  ('memory', None),
+  ('router', None),
+  ('slots', None),
 )
+MOE = 'moe/'
 # Logical axes of an array with tokens, of one with rows, of one with neither.
 TOKENS, ROWS, WHOLE = ('batch', 'time'), ('batch',), ()
+# And of one with the heads of all tokens of a row.
+HEADS = ('batch', None, 'heads')
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -37,19 +52,23 @@ def mesh_sizes(axes: Mapping[str, int], num_devices: int) -> dict[str, int]:
   sizes = dict(axes)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
-  shown = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+  shown = ' x '.join(
+    f'{name}={size}' for name, size in sizes.items() if size != 1
+  )
   if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
     raise ValueError(
       f'mesh {shown}: sizes are positive, and at most one may be -1 (all '
       'that the others leave); correct config.mesh.'
     )
+  if num_devices % fixed or not (free or num_devices == fixed):
+    several = 'a multiple of ' if free else ''
+    raise ValueError(
+      f'mesh {shown or 1} needs {several}{fixed} devices, found '
+      f'{num_devices}; set config.mesh so that the product of its sizes is '
+      'that number.'
+    )
   if free:
     sizes[free[0]] = num_devices // fixed
-  if math.prod(sizes.values()) != num_devices:
-    raise ValueError(
-      f'mesh {shown} does not make up the {num_devices} device(s) here; set '
-      'config.mesh so that the product of its sizes is that number.'
-    )
   return sizes
 
 
@@ -80,20 +99,44 @@ def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
   """
   chip = chips.of_kind(mesh.devices.flat[0].device_kind)
   kernels = chips.target(chip) if chip else contextlib.nullcontext()
-  logical = nn.logical_axis_rules(_known(rules, mesh))
+  logical = nn.logical_axis_rules(_known(rules, mesh.axis_names))
   with kernels, jax.set_mesh(mesh), logical:
     yield
 
 
 def shardings(names: Any, mesh: Mesh, rules: Rules) -> Any:
   """NamedShardings for a tree of tuples of logical axis names."""
-  rules = _known(rules, mesh)
+  rules = _known(rules, mesh.axis_names)
 
   def one(axes):
-    spec = nn.logical_to_mesh_axes(axes, rules)
+    spec = nn.logical_to_mesh_axes(axes, rules_of(axes, rules))
     return NamedSharding(mesh, spec)
 
   return jax.tree.map(one, names, is_leaf=is_axes)
+
+
+def spec(
+  axes: Sequence[str | None], rules: Rules, mesh: Sequence[str]
+) -> list[tuple[str, ...]]:
+  """The mesh axes over which each axis of an array is cut."""
+  found = nn.logical_to_mesh_axes(tuple(axes), _known(rules, mesh))
+  return [(to,) if isinstance(to, str) else to or () for to in found]
+
+
+def rules_of(axes: Sequence[str | None], rules: Rules) -> Rules:
+  """The rules that an array with these logical axes goes by."""
+  return folded(rules) if 'expert' in axes else rules
+
+
+def folded(rules: Rules) -> Rules:
+  """The rules of a layer of experts."""
+  own = {n.removeprefix(MOE): to for n, to in rules if n.startswith(MOE)}
+  return tuple((name, own.get(name, to)) for name, to in rules)
+
+
+def layer_of_experts() -> contextlib.AbstractContextManager:
+  """Puts the rules of a layer of experts in force, for the code inside."""
+  return nn.logical_axis_rules(folded(nn.get_logical_axis_rules()))
 
 
 def is_axes(node: Any) -> bool:
@@ -137,23 +180,26 @@ def by_device(
     f: a function of local arrays. It must give the same on every device over
       which a result is not cut.
     args: trees of arrays, or None.
-    axes: for each, TOKENS, ROWS or WHOLE: its first logical axes.
+    axes: for each, TOKENS, ROWS, HEADS or WHOLE: its first logical axes.
     outs: likewise for the results, a tree like `f`'s.
     least: tokens that a device must have for time to be cut.
   """
   sizes = {}
   for arg, names in zip(args, axes, strict=True):
     for leaf in jax.tree.leaves(arg):
-      sizes |= dict(zip(names, leaf.shape, strict=False))
+      for name, size in zip(names, leaf.shape, strict=False):
+        # What divides two sizes divides their common divisor.
+        sizes[name] = math.gcd(size, sizes.get(name, 0))
   auto, over = _cuts(sizes, {'time': least})
-  if not any(over.values()):
+  used = {name for names in axes for name in names if name is not None}
+  if not any(over[name] for name in used):
     return f(None, *args)
 
   def spec(names):
-    return PartitionSpec(*(over[name] for name in names))
+    return PartitionSpec(*(name and over[name] for name in names))
 
   call = jax.shard_map(
-    functools.partial(f, over['time']),
+    functools.partial(f, over['time'] if 'time' in used else None),
     in_specs=tuple(map(spec, axes)),
     out_specs=jax.tree.map(spec, outs, is_leaf=is_axes),
     axis_names=auto,
@@ -163,7 +209,7 @@ def by_device(
 
 
 def cuts(name: str) -> bool:
-  """Whether the mesh in force cuts 'batch' or 'time'."""
+  """Whether the mesh in force cuts 'batch', 'time' or 'heads'."""
   return _cuts({}, {})[1][name] is not None
 
 
@@ -186,7 +232,7 @@ def _cuts(sizes, least):
       return None
     return axes if len(axes) > 1 else axes[0]
 
-  return auto, {name: over(name) for name in TOKENS}
+  return auto, {name: over(name) for name in ('batch', 'time', 'heads')}
 
 
 def shards(axes: Mapping[str, int], rules: Rules, name: str = 'batch') -> int:
@@ -200,12 +246,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def _known(rules: Rules, mesh: Mesh):
-  """The rules less the mesh axes that this mesh does not have."""
+def _known(rules: Rules, names: Sequence[str]):
+  """The rules less the mesh axes that a mesh does not have."""
 
   def only(target):
     if target is None or isinstance(target, str):
-      return target if target in mesh.axis_names else None
-    return tuple(axis for axis in target if axis in mesh.axis_names) or None
+      return target if target in names else None
+    return tuple(axis for axis in target if axis in names) or None
 
   return tuple((name, only(target)) for name, target in rules)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from moejax import fields, sharding, stats
+from moejax import accounting, fields, sharding, stats
 from moejax.parts import Parts
 from moejax.state import blank_context
 
@@ -38,7 +38,41 @@ def check_program(config: ConfigDict, parts: Parts) -> None:
   """What the program of a step depends on: the mesh, the batch, the terms."""
   check_batch(config, parts)
   check_time(config, parts)
+  check_shardings(config, parts)
   check_terms(config, parts)
+
+
+def check_shardings(config: ConfigDict, parts: Parts) -> None:
+  """Every axis of a parameter has a rule, and divides over its devices."""
+  sizes = sharding.mesh_sizes(config.mesh, parts.device_count)
+  targets = [to for _, to in parts.rules if to is not None]
+  used = {a for to in targets for a in ((to,) if isinstance(to, str) else to)}
+  for axis, size in sizes.items():
+    if size > 1 and axis not in used:
+      raise ValueError(
+        f'config.mesh.{axis}={size}, but no rule of config.rules uses '
+        f'{axis!r}: its devices would all do the same; add a rule, or set it '
+        'to 1.'
+      )
+  known = {name for name, _ in parts.rules}
+  for row in accounting.parameter_rows(parts.model, parts.variables):
+    for name in row.logical_axes:
+      if name is not None and name not in known:
+        raise ValueError(
+          f'parameter {row.path} has the axis {name!r}, for which '
+          f'config.rules has no rule; add ({name!r}, None), or a mesh axis '
+          'for None.'
+        )
+    rules = sharding.rules_of(row.logical_axes, parts.rules)
+    spec = sharding.spec(row.logical_axes, rules, sizes)
+    for name, size, axes in zip(row.logical_axes, row.shape, spec, strict=True):
+      count = math.prod(sizes[axis] for axis in axes)
+      if size % count:
+        raise ValueError(
+          f'axis {name!r} of parameter {row.path} is {size}, which is not '
+          f'divisible by the {count} devices of config.mesh '
+          f'{" x ".join(axes)}; choose a divisor, or change its rule.'
+        )
 
 
 def check_batch(config: ConfigDict, parts: Parts) -> None:

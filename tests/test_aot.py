@@ -2,7 +2,11 @@
 
 import pytest
 
+from configs import tiny
+from moejax import aot, main
+
 pytestmark = pytest.mark.slow
+RECIPE = ['moejax', '--config=configs/tiny.py:smoke', '--mode=aot']
 
 
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v6e:2x2', 'v5p:2x2x1'])
@@ -15,3 +19,28 @@ def test_the_step_compiles_over_data_and_expert_axes(
   assert found['flops'] > 0
   # A v5e chip has 16 GB; this tiny step takes a thousandth of it.
   assert found['temporary_bytes'] < 64 * 2**20
+
+
+def test_a_report_is_of_the_step_that_training_runs():
+  config = tiny.get_config('smoke')
+  config.mesh.expert = 2
+  report = aot.check(config, 'v5e:2x2')
+  assert report.fits and report.mesh['data'] == 2
+  memory = report.memory
+  # AdamW has two moments for each parameter, and two counts.
+  assert 0 < memory.optimizer - 2 * memory.parameters < 64
+  assert memory.parameters + memory.optimizer < memory.total < 2**28
+  assert 0 < memory.activations <= memory.temporary
+  # Useful work is most of it, and products are never fewer than the model's.
+  assert 0.5 < report.model_flops / report.flops <= 1.1
+  assert report.collective_bytes['all-reduce'] > 0
+
+
+@pytest.mark.parametrize('words,code', [([], 0), (['wide'], 3)])
+def test_the_exit_code_says_whether_it_fits(words, code, capsys):
+  wide = ['--config.model.width=65536', '--config.model.vocab=200000']
+  more = wide if words else []
+  with pytest.raises(SystemExit) as stopped:
+    main.main([*RECIPE, '--topology=v5e:2x2', *more])
+  assert stopped.value.code == code
+  assert 'of 15.75 GiB' in capsys.readouterr().out

@@ -167,7 +167,7 @@ WRONG_PARTS = {
   ),
   'mesh': (
     ['--config.mesh.data=3'],
-    ['data=3 x expert=1', '8 device(s)', 'set config.mesh'],
+    ['data=3 needs 3 devices', 'found 8', 'set config.mesh'],
   ),
   'peak negative': (
     ['--config.optim.schedule.peak=-0.1'],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from moejax import sharding
 from moejax.mixers.cache import Places
 from moejax.nn import attend
+from moejax.sharding import HEADS, ROWS
 from moejax.types import Context
 from pallas_kernels.attention.api import attention
 from pallas_kernels.attention.masked import visible
@@ -45,11 +47,18 @@ class Core(nn.Module):
     """
     k, v = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
     own = ctx.positions_BT, ctx.segments_BT
+    if places is None and not sharding.cuts('time'):
+      # A kernel runs on a device's own rows and heads.
+      args, axes = (q_BTHK, k, v, *own), (HEADS, HEADS, HEADS, ROWS, ROWS)
+      return sharding.by_device(self._alone, args, axes, HEADS)
     if places is None:
-      return attention(q_BTHK, k, v, *own, window=self.window, scale=self.scale)
+      return self._alone(None, q_BTHK, k, v, *own)
     others = places.positions_BS, places.segments_BS
     mask = visible(*own, *others, window=self.window)
     return attend(q_BTHK, k, v, mask, scale=self.scale)
+
+  def _alone(self, _axis, *args):
+    return attention(*args, window=self.window, scale=self.scale)
 
 
 def mean_seen(length: int, window: int | None = None) -> float:

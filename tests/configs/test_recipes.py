@@ -75,7 +75,8 @@ def test_no_golden_listing_is_left_without_its_recipe():
 
 def slow_if_of_a_paper(path):
   # The step compiles for seconds, and there is no end of papers.
-  marks = [pytest.mark.slow] if 'papers' in path.parts else []
+  many = {'papers', 'pods'} & set(path.parts)
+  marks = [pytest.mark.slow] if many else []
   return pytest.param(path, id=name_of(path), marks=marks)
 
 
