@@ -164,7 +164,7 @@ def vertical(p, x):
   for i in range(2):
     own, other = (p[f'{n}_{i}'].reshape(E, size, -1) for n in ('own', 'other'))
     half = sum(g[a] * p[f'bias_{i}'][a] for g in gates[i] for a in range(E))
-    for h in range(2):
+    for h in range(gates.shape[1]):
       for a in range(E):
         half = half + gates[i, h, a] * hidden[i][a] @ own[a]
         for b in range(E):
