@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from moejax import metrics
 from moejax.metrics.parameters import Parameter
@@ -52,13 +54,13 @@ def train_flops_per_token(model: Model, seq_len: int) -> float:
 
 
 def decode_bytes(
-  model: Model, batch: int, dtype: str = 'bfloat16'
+  rows: Sequence[Parameter], batch: int, dtype: str = 'bfloat16'
 ) -> dict[str, float]:
   """Bytes of parameters that a decode step of `batch` sequences reads.
 
   Without embeddings and head. `raw` counts what each token reads anew, `unique`
   a row or an expert once however many tokens share it. Tokens are taken to
-  choose evenly, each for itself.
+  choose evenly, each for itself. `rows` are those of `parameter_rows`.
 
   Source: 2508.18756 sec. 1 and 2411.12364 sec. 2 (memory access).
 
@@ -68,13 +70,13 @@ def decode_bytes(
   if batch < 1:
     raise ValueError(f'batch={batch} reads nothing; give at least 1.')
   raw = unique = 0.0
-  for row in parameter_rows(model):
+  for row in rows:
     if 'vocab' in row.logical_axes:
       continue
     frac = row.active_count / row.count
     raw += row.count * (batch * frac if frac < 1 else 1)
     unique += row.count * (1 - (1 - frac) ** batch)
-  size = jax.numpy.dtype(dtype).itemsize
+  size = jnp.dtype(dtype).itemsize
   return {'raw': size * raw, 'unique': size * unique}
 
 

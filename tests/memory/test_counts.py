@@ -1,5 +1,6 @@
 """Parameters of the published memory, by the arithmetic of its paper."""
 
+import functools
 import importlib
 
 from configs import common
@@ -7,6 +8,7 @@ from moejax import accounting
 from moejax.build import build
 
 
+@functools.cache
 def rows_of(arg):
   recipe = importlib.import_module('configs.papers.memory.ring')
   model = build(recipe.get_config(arg).model, 'config.model')
@@ -68,11 +70,11 @@ def test_bytes_read_while_decoding_are_the_arithmetic_of_the_card():
   """An 8-of-64 mixture of equal size beside the memory, per layer."""
   block = common.block(common.attention(12), common.moe(64, 8, 337))
   mixture = common.uniform(block, 20, vocab=50304, width=768)
-  recipe = importlib.import_module('configs.papers.memory.ring')
-  memory = recipe.get_config('published').model
+  mixture = accounting.parameter_rows(build(mixture, 'model'))
+  memory = rows_of('published')
 
-  def million_numbers(config, batch):
-    read = accounting.decode_bytes(build(config, 'model'), batch)
+  def million_numbers(rows, batch):
+    read = accounting.decode_bytes(rows, batch)
     per_layer = {n: v / 2 / 20 - 4 * 768**2 for n, v in read.items()}
     return {n: v / 1e6 for n, v in per_layer.items()}
 
