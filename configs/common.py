@@ -186,6 +186,16 @@ def moe(
   return node('moe.Moe', **(parts | fields))
 
 
+def table(slots: int, **fields: Any) -> ConfigDict:
+  """A table of rows: of one layer, or of all under `model.shared`."""
+  return node('memory.tables.Table', slots=slots, **fields)
+
+
+def beside(memory: ConfigDict, hidden: int) -> ConfigDict:
+  """A memory and a dense gated feed-forward, which read the same input."""
+  return node('moe.Sum', parts={'dense': dense(hidden), 'memory': memory})
+
+
 def block(mixer: ConfigDict, ffn: ConfigDict | None) -> ConfigDict:
   """A pre-norm block; without a feed-forward if that is None."""
   return node('blocks.PreNorm', mixer=mixer, ffn=ffn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -97,3 +98,36 @@ class Moe(nn.Module):
     if self.shared is not None:
       parts['shared'] = self.shared.flops(width)
     return parts
+
+
+class Sum(nn.Module):
+  """The sum of feed-forwards of the same input, such as experts and a memory.
+
+  Attributes:
+    parts: the feed-forwards by name.
+  """
+
+  parts: Mapping[str, nn.Module]
+
+  def __call__(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+    first, *rest = (part(x_BTD, ctx) for part in self.parts.values())
+    return sum(rest, first)
+
+  def active_fracs(self) -> dict[str, float]:
+    """Share of the parameters under a path that one token uses."""
+    return {
+      f'parts_{name}/{path}': frac
+      for name, part in self.parts.items()
+      for path, frac in getattr(part, 'active_fracs', dict)().items()
+    }
+
+  def rows_read(self) -> dict[str, int]:
+    """Rows of shared tables that one token reads, by the table's name."""
+    rows = collections.Counter()
+    for part in self.parts.values():
+      rows.update(getattr(part, 'rows_read', dict)())
+    return dict(rows)
+
+  def flops(self, width: int) -> float:
+    """Forward FLOPs per token."""
+    return sum(part.flops(width) for part in self.parts.values())

@@ -213,26 +213,48 @@ def cuts(name: str) -> bool:
   return _cuts({}, {})[1][name] is not None
 
 
+def auto_axes() -> set[str]:
+  """The axes of the mesh in force that are left to the compiler."""
+  mesh = jax.sharding.get_abstract_mesh()
+  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  return {name for name, kind in kinds if kind == AxisType.Auto}
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+  """The axes of the mesh in force over which a logical axis is cut."""
+  mesh, auto = jax.sharding.get_abstract_mesh(), auto_axes()
+  (axes,) = nn.logical_to_mesh_axes((name,))
+  axes = (axes,) if isinstance(axes, str) else axes or ()
+  return tuple(a for a in axes if a in auto and mesh.shape[a] > 1)
+
+
+def size_of(axes: Sequence[str]) -> int:
+  """How many devices axes of the mesh in force have together."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def check_divides(name: str, size: int, axes: Sequence[str]) -> None:
+  """Raises: ValueError unless the axes, one of them, cut `size` evenly."""
+  if len(axes) > 1 or size % size_of(axes):
+    raise ValueError(
+      f'the mesh cuts {name!r} of size {size} into {size_of(axes)} parts over '
+      f'{", ".join(axes)}; choose one axis and a multiple of its size.'
+    )
+
+
 def _cuts(sizes, least):
   """Mesh axes left to the compiler; those over which each size is cut."""
-  mesh = jax.sharding.get_abstract_mesh()
-  auto = {
-    name
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind == AxisType.Auto
-  }
 
   def over(name):
-    (axes,) = nn.logical_to_mesh_axes((name,))
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    axes = tuple(a for a in axes if a in auto and mesh.shape[a] > 1)
-    parts = math.prod(mesh.shape[axis] for axis in axes)
+    axes = axes_of(name)
+    parts = size_of(axes)
     size = sizes.get(name, parts)
     if not axes or size % parts or size // parts < least.get(name, 1):
       return None
     return axes if len(axes) > 1 else axes[0]
 
-  return auto, {name: over(name) for name in ('batch', 'time', 'heads')}
+  return auto_axes(), {name: over(name) for name in ('batch', 'time', 'heads')}
 
 
 def shards(axes: Mapping[str, int], rules: Rules, name: str = 'batch') -> int:

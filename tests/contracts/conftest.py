@@ -18,6 +18,7 @@ from moejax import (
   experts,
   infer,
   losses,
+  memory,
   mixers,
   moe,
   routers,
@@ -65,6 +66,10 @@ def required():
     'write': mixers.writes.Sigmoid(),
     'mixer': mixers.Attention(heads=4, kv_heads=2),
     'ffn': moe.Dense(experts.Glu(hidden=12)),
+    'keys': 8,
+    'halves': 6,
+    'values': memory.tables.Table(slots=64),
+    'pre_values': memory.tables.Table(slots=64),
   }
 
 
@@ -109,6 +114,7 @@ SLOTS = {
   'expert': exported(experts),
   'gate': exported(mixers.gates),
   'loss': exported(losses),
+  'memory': exported(memory),
   'mixer': exported(mixers),
   'pairs_dispatch': [m for m in exported(dispatch) if Pairs in m.accepts],
   'router': [m for m in exported(routers) if isinstance(m, type)],

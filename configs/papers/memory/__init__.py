@@ -1,0 +1,1 @@
+"""Papers on how tokens see each other: attention, linear and hybrid."""

@@ -1,0 +1,198 @@
+"""Tables of rows: a layer's own, or a window of one that layers share."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from moejax import sharding
+from moejax.types import Context
+from pallas_kernels.table_lookup.api import table_lookup, table_products
+
+
+class Table(nn.Module):
+  """S rows of numbers: those of one layer, or, under `shared`, of several.
+
+  Attributes:
+    slots: S.
+    dim: numbers of a row; None is the width of the model.
+    std: standard deviation of the initial numbers; None is dim^-1/2.
+  """
+
+  slots: int
+  dim: int | None = None
+  std: float | None = None
+
+  @nn.compact
+  def __call__(self, width: int) -> jax.Array:
+    """f32 [S, D]."""
+    dim = self.dim or width
+    std = dim**-0.5 if self.std is None else self.std
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(std), ('slots', 'value')
+    )
+    return self.param('rows', init, (self.slots, dim), jnp.float32)
+
+  def example(self, width: int) -> tuple[int]:
+    """What to initialise it with where layers share it."""
+    return (width,)
+
+  def read(self, width: int, ctx: Context) -> tuple[jax.Array, int]:
+    """The table, and the row that slot 0 is."""
+    del ctx
+    return self(width), 0
+
+
+class Window(nn.Module):
+  """The rows of a shared table that a layer sees: a window on a ring.
+
+  Source: 2508.18756 sec. 3 (ring sharing); with `stride` 0 every layer sees the
+  same rows, as in 2412.09764.
+
+  Attributes:
+    of: the name of the table under the model's `shared`.
+    dim: as of that table.
+    stride: rows by which the window of each layer begins after that of the one
+      before it.
+  """
+
+  of: str
+  dim: int | None = None
+  stride: int = 0
+
+  def read(self, width: int, ctx: Context) -> tuple[jax.Array, jax.Array | int]:
+    """The whole table, and the row that slot 0 of this layer is.
+
+    Raises:
+      ValueError: if there is no such table, or its rows have another width.
+    """
+    if self.of not in ctx.shared:
+      raise ValueError(
+        f'of={self.of!r} is no shared module; known: '
+        f'{", ".join(sorted(ctx.shared)) or "none"}. Add it to model.shared.'
+      )
+    table_SD = ctx.shared[self.of](width)
+    if table_SD.shape[1] != (self.dim or width):
+      raise ValueError(
+        f'the window of {self.of!r} has dim={self.dim or width}, but rows of '
+        f'the table have {table_SD.shape[1]}; make them equal.'
+      )
+    return table_SD, self.stride * ctx.layer
+
+
+def slots_of(ids_NK: jax.Array, read: tuple, seen: int) -> jax.Array:
+  """The rows of a table that ids in [0, seen) are.
+
+  Raises:
+    ValueError: if the table has fewer rows.
+  """
+  table_SD, start = read
+  slots = table_SD.shape[0]
+  if seen > slots:
+    raise ValueError(
+      f'keys make {seen} slots, but the table has {slots}; raise its slots to '
+      f'{seen} or lower keys to {int(slots**0.5)}.'
+    )
+  return ids_NK if isinstance(start, int) else (ids_NK + start) % slots
+
+
+def active_fracs(rows: int, **tables: nn.Module) -> dict[str, float]:
+  """Of a layer's own tables, the share of each that `rows` rows are."""
+  return {
+    f'{name}/rows': min(1.0, rows / table.slots)
+    for name, table in tables.items()
+    if isinstance(table, Table)
+  }
+
+
+def rows_read(rows: int, *tables: nn.Module) -> dict[str, int]:
+  """Of shared tables, the rows that a token reads."""
+  return {t.of: rows for t in tables if isinstance(t, Window)}
+
+
+def lookup(
+  table_SD: jax.Array, ids_NK: jax.Array, weights_NKC: jax.Array
+) -> jax.Array:
+  """f32 [N, D]: `table_lookup`, with the table cut over the mesh in force.
+
+  Cut by 'value', a device sums its part of every row that a token of its group
+  names; cut by 'slots', it sums the rows that it holds, and the parts are
+  added up.
+  """
+  cut = _cut(table_SD, ids_NK)
+  if cut is None:
+    return table_lookup(table_SD, ids_NK, weights_NKC)
+  axis, by_value, table, tokens = cut
+
+  def local(table_SD, ids, weights):
+    if by_value:
+      return table_lookup(table_SD, ids, weights)
+    ids, own = _own(table_SD, ids, axis)
+    weights = jnp.where(
+      own if weights.ndim == 2 else own[..., None], weights, 0
+    )
+    return jax.lax.psum(table_lookup(table_SD, ids, weights), axis)
+
+  out = PartitionSpec(*tokens, axis if by_value else None)
+  return _spread(local, (table, tokens, tokens), out)(
+    table_SD, ids_NK, weights_NKC
+  )
+
+
+def products(
+  table_SD: jax.Array, ids_NK: jax.Array, x_ND: jax.Array
+) -> jax.Array:
+  """f32 [N, K]: `table_products`, with the table cut likewise."""
+  cut = _cut(table_SD, ids_NK)
+  if cut is None:
+    return table_products(table_SD, ids_NK, x_ND)
+  axis, by_value, table, tokens = cut
+
+  def local(table_SD, ids, x):
+    if by_value:
+      return jax.lax.psum(table_products(table_SD, ids, x), axis)
+    ids, own = _own(table_SD, ids, axis)
+    return jax.lax.psum(
+      jnp.where(own, table_products(table_SD, ids, x), 0), axis
+    )
+
+  x_spec = PartitionSpec(*tokens, axis if by_value else None)
+  return _spread(local, (table, tokens, x_spec), tokens)(table_SD, ids_NK, x_ND)
+
+
+def _cut(table_SD, ids_NK):
+  """(mesh axis, whether it cuts rows, specs of table and tokens), or None."""
+  for name, size, spec in (
+    ('value', table_SD.shape[1], lambda a: PartitionSpec(None, a)),
+    ('slots', table_SD.shape[0], lambda a: PartitionSpec(a, None)),
+  ):
+    axes = sharding.axes_of(name)
+    if not axes:
+      continue
+    sharding.check_divides(name, size, axes)
+    (axis,) = axes
+    batch = tuple(a for a in sharding.axes_of('batch') if a != axis)
+    fits = len(ids_NK) % sharding.size_of(batch) == 0
+    tokens = PartitionSpec(batch if batch and fits else None)
+    return axis, name == 'value', spec(axis), tokens
+  return None
+
+
+def _own(table_SD, ids_NK, axis):
+  """Ids among a device's own slots, and which are."""
+  slots = table_SD.shape[0]
+  ids = ids_NK - jax.lax.axis_index(axis) * slots
+  own = (ids >= 0) & (ids < slots)
+  return jnp.where(own, ids, 0), own
+
+
+def _spread(local, in_specs, out_specs):
+  return jax.shard_map(
+    local,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    axis_names=sharding.auto_axes(),
+    check_vma=False,
+  )

@@ -1,0 +1,68 @@
+"""Compiles lookups in large tables for a TPU topology.
+
+  python tests/kernels/aot_table_lookup.py v5e:2x2
+prints for each case what tests/topology.py reports, and its kernels, as JSON.
+`cut` has the table's columns over four devices and the tokens over all.
+"""
+
+import sys
+
+from topology import devices, report, tell
+
+
+def main(topology):
+  found = devices(topology)
+
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+  from moejax import sharding
+  from moejax.memory import tables
+  from pallas_kernels.table_lookup.api import table_lookup, table_products
+  from pallas_kernels.table_lookup.shapes import PUBLISHED
+
+  def step(look, mul):
+    def run(pre, values, ids, weights, x, dy):
+      def f(pre, values, weights, x):
+        hidden = mul(pre, ids, x)
+        return look(values, ids, weights * hidden[..., None])
+
+      y, pull = jax.vjp(f, pre, values, weights, x)
+      return y, pull(dy)
+
+    return run
+
+  def compiled(f, shape, where):
+    n, k, slots, d, parts = shape
+    sizes = [(slots, d)] * 2 + [(n, k), (n, k, parts), (n, d), (n, d)]
+    kinds = [jnp.float32] * 2 + [jnp.int32] + [jnp.float32] * 3
+    args = (
+      jax.ShapeDtypeStruct(size, kind, sharding=where[i > 1])
+      for i, (size, kind) in enumerate(zip(sizes, kinds, strict=True))
+    )
+    made = jax.jit(f).lower(*args).compile()
+    kernels = made.as_text().count('custom_call_target="tpu_custom_call"')
+    return report(made) | {'kernels': kernels}
+
+  one = jax.sharding.SingleDeviceSharding(found[0])
+  cases = {
+    name: compiled(step(table_lookup, table_products), shape, (one, one))
+    for name, shape in PUBLISHED.items()
+  }
+  mesh = Mesh(
+    [found[:4]],
+    ('data', 'expert'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
+  rules = (('batch', ('data', 'expert')), ('value', 'expert'))
+  specs = PartitionSpec(None, 'expert'), PartitionSpec(('data', 'expert'))
+  where = [NamedSharding(mesh, spec) for spec in specs]
+  with sharding.use(mesh, rules):
+    cut = step(tables.lookup, tables.products)
+    cases['cut'] = compiled(cut, PUBLISHED['1B'], where)
+  tell(cases)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

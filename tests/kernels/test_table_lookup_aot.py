@@ -1,0 +1,18 @@
+"""Lookups in tables compile for TPUs that are not here."""
+
+import pytest
+
+from pallas_kernels.table_lookup.shapes import PUBLISHED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
+def test_lookups_and_products_are_kernels(on_topology, topology):
+  found = on_topology('kernels/aot_table_lookup.py', topology)
+  assert set(found) == {*PUBLISHED, 'cut'}
+  for name, case in found.items():
+    # Products and sums, each forward and for the other's gradient.
+    assert case['kernels'] == 4, name
+    n, k, _, d, _ = PUBLISHED.get(name, PUBLISHED['1B'])
+    # The rows of all tokens would take more, and are never there.
+    assert case['temporary_bytes'] < n * k * d * 4, name
