@@ -2,9 +2,10 @@
 
 A scale is a dict. What is read here: `budgets`, training FLOPs -> places in
 `sizes`; `variants`, whose keys are their names; `batch`, (rows, tokens of a
-row); `seeds`, how many; `rates`, budget -> the size whose learning rate and
-batch are varied, for the variants in `rated`; `plan`, a node that chooses among
-the cells, or checks them where it has no `choose`.
+row); `seeds`, how many; `decline`, (budget, exponent) of the learning rate,
+which falls as that power of the budget; `rates`, budget -> the size whose
+learning rate, undeclined, and batch are varied for the variants in `rated`;
+`plan`, a node that chooses among the cells, or checks them if it lacks `choose`.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def grid(
     smoke: whether the steps of the config stay as they are.
   """
   cells = [
-    _seeded(make(variant, budget, size), seed)
+    _seeded(make(variant, budget, size), scale['decline'], seed)
     for variant in scale['variants']
     for budget, sizes in scale['budgets'].items()
     for size in sizes
@@ -135,7 +136,10 @@ def grid(
   return cells
 
 
-def _seeded(one: Cell, seed: int) -> Cell:
+def _seeded(one: Cell, decline, seed: int) -> Cell:
+  at, exponent = decline
+  share = (one['labels.budget_flops'] / at) ** -exponent
+  one = one | {'optim.schedule.peak': one['optim.schedule.peak'] * share}
   return one | {'name': f'{one["name"]}-s{seed}', 'seed': seed} if seed else one
 
 

@@ -1,10 +1,10 @@
 r"""IsoFLOP sweep: dense against mixtures of experts, on source code.
 
 Four sizes and three activation ratios spend each budget, active parameters
-being equal at equal size. `:scale=hour`: one ratio and one budget more, three
-seeds, learning rates by batch. `:scale=pod`: pod budgets, on data/; its plan
-chooses the sizes, with rates by laws; `:scale=pod_rates`: its inner sweep of
-learning rates and batches. `--dry-run` tells what any of them would run.
+being equal at equal size. `:scale=hour`: one budget more, three seeds, learning
+rates by batch. `:scale=pod`: pod budgets, on data/; a plan chooses sizes, rates
+and batches; `:scale=pod_rates`: its inner sweep of the latter two. Each of them
+is told with `--dry-run`.
 
 Claim:    at equal compute more experts lower the loss (2507.17702, fig. 1).
 Command:  python -m moejax.main --config=configs/scaling.py
@@ -29,6 +29,7 @@ CPU = dict(
   batch=(4, 128),  # rows, tokens of a row
   head_dim=8,
   peak=0.08,
+  decline=(1.6e11, 1 / 3),  # of that learning rate: read off the rates of HOUR
   seeds=1,
   rates={},
   plan=plan(  # the law of its dense runs
@@ -38,7 +39,6 @@ CPU = dict(
 )
 HOUR = CPU | dict(
   budgets=CPU['budgets'] | {1.35e12: range(3, 7)},
-  variants=CPU['variants'] | {'moe 1/64': 128},
   seeds=3,
   rates={5e10: 1, 4.5e11: 3},
   rated=('dense', 'moe 1/16'),
@@ -51,6 +51,7 @@ POD = CPU | dict(
   batch=(256, 4096),
   head_dim=64,
   peak=0.04,
+  decline=(1.0, 0.0),
 )
 POD_PLAN = dict(
   optimum=plan('Surface', theta='refit'),

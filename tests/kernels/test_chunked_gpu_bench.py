@@ -16,6 +16,7 @@ def bench():
   return module
 
 
+@pytest.mark.slow
 def test_a_toy_size_passes_its_gate_and_prints_a_table(
   bench, monkeypatch, capsys
 ):

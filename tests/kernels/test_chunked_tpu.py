@@ -86,9 +86,9 @@ SMALL = dict(T=37, H=1, G=2, K=20, V=12)
   [
     (True, 'channel', jnp.float32),
     (True, 'channel', jnp.bfloat16),
-    (True, 'head', jnp.float32),
+    pytest.param(True, 'head', jnp.float32, marks=pytest.mark.slow),
     (True, None, jnp.float32),
-    (False, 'channel', jnp.float32),
+    pytest.param(False, 'channel', jnp.float32, marks=pytest.mark.slow),
     (False, 'head', jnp.bfloat16),
     (False, None, jnp.float32),
   ],

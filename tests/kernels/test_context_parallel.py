@@ -52,7 +52,9 @@ def draw(op, kind='random', starts=None, **fields):
   'decay,kind,starts',
   [
     ('channel', 'mixed', (5, 21)),  # one document is on three devices
-    ('head', 'saturated', (8, 16, 23, 24)),  # they start with a device
+    pytest.param(  # they start with a device
+      'head', 'saturated', (8, 16, 23, 24), marks=pytest.mark.slow
+    ),
     (None, 'correlated', None),
   ],
 )
@@ -66,6 +68,7 @@ def test_results_and_gradients_are_those_of_the_recurrence(
   assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('op', OPS)
 def test_bf16_keeps_its_digits(op):
   case = draw(op, starts=(11,), decay='channel', round_to=jnp.bfloat16)

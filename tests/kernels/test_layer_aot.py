@@ -10,8 +10,8 @@ from pallas_kernels.grouped_matmul.row_parts import part_rows
 from pallas_kernels.grouped_matmul.tile_shapes import Problem, choose_tiles
 
 # v5e has 16 GB, so that not every published layer fits it.
-ON_V5E = ('1.4B n256',)
-SLOW = [
+CASES = [
+  ('v5e:2x2', '1.4B n256'),
   ('v5e:2x2', '7B n1024'),
   ('v6e:2x2', '1.4B n256'),
   ('v6e:2x2', '7B n1024'),
@@ -21,11 +21,8 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize(
-  'topology, name',
-  [('v5e:2x2', name) for name in ON_V5E]
-  + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('topology, name', CASES)
 def test_work_is_ideal_and_memory_as_modelled(topology, name, on_topology):
   found = on_topology('kernels/aot_layer.py', topology, name)
   assert len(found) == 2
@@ -37,7 +34,9 @@ def test_work_is_ideal_and_memory_as_modelled(topology, name, on_topology):
     assert live >= cost['least_model_bytes'] / 1.1, case
 
 
-@pytest.mark.parametrize('exponent', [0.0, 1.0])
+@pytest.mark.parametrize(
+  'exponent', [pytest.param(0.0, marks=pytest.mark.slow), 1.0]
+)
 @pytest.mark.parametrize('name', list(PUBLISHED))
 def test_rows_multiplied_are_within_5_percent_of_rows(name, exponent):
   """The FLOPs that the compiler reports of a kernel are our own claim.

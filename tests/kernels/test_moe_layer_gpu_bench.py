@@ -25,6 +25,7 @@ def bench():
   return _module('bench')
 
 
+@pytest.mark.slow
 def test_a_toy_size_passes_its_gate_and_prints_a_table(
   bench, monkeypatch, capsys
 ):
@@ -51,6 +52,7 @@ def test_all_of_the_published_shapes_are_timed(bench):
   assert work['7B'] == work['7B half as many'] == work['7B coarse']
 
 
+@pytest.mark.slow
 def test_the_torch_side_computes_the_same_layer(bench):
   torch = pytest.importorskip('torch')
   side = _module('torch_side')
@@ -67,6 +69,7 @@ def test_the_torch_side_computes_the_same_layer(bench):
       np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.slow
 def test_the_scattering_side_computes_the_same_layer(monkeypatch):
   monkeypatch.setenv('TRITON_INTERPRET', '1')
   torch = pytest.importorskip('torch')

@@ -128,8 +128,8 @@ def trained(x, w, sizes, dy, kind, implementation=None):
   [
     (KINDS[0], np.float32),
     (KINDS[1], jnp.bfloat16),
-    (KINDS[2], np.float32),
-    (KINDS[3], jnp.bfloat16),
+    pytest.param(KINDS[2], np.float32, marks=pytest.mark.slow),
+    pytest.param(KINDS[3], jnp.bfloat16, marks=pytest.mark.slow),
   ],
 )
 def test_training_is_the_loop_over_dequantised_arrays_with_gradients(
@@ -177,6 +177,7 @@ def test_int8_sums_are_exact_where_f32_would_round():
     assert y.item() == 1.0
 
 
+@pytest.mark.slow
 def test_training_keeps_quantised_values_alone():
   x, w, sizes, _ = inputs(SMALL['smoke'])
   _, pull = jax.vjp(lambda x, w: quantised_training(x, w, sizes), x, w)
