@@ -9,22 +9,31 @@ from typing import Any
 import numpy as np
 
 from moejax.scaling import (
+  ahead,
   fit,
   forms,
   heldout,
   isoflop,
   leverage,
+  leverage_law,
+  noise,
+  rates,
+  redraw,
   resample,
   runs,
+  trends,
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Analysis:
   """What was fitted, and for each absent piece the reason.
 
   Attributes:
+    runs: those that laws are fitted to; searches of learning rates are not.
+    noise: between the seeds of a cell, pooled; None without repeats.
     surfaces: variant -> fits of `forms.chinchilla`, one per method.
+    maps: loss over learning rate and batch, from runs whose role is rates.
     absent: (what, why) for fits that were refused.
   """
 
@@ -33,17 +42,23 @@ class Analysis:
   size: str
   variants: list[str]
   dense: str | None
-  noise: runs.SeedNoise | None
+  noise: noise.SeedNoise | None
   parabolas: list[isoflop.Parabola]
   costs: dict[str, forms.Cost]
-  surfaces: dict[str, list[fit.Fit]]
-  frontiers: dict[str, leverage.Law]
-  allocations: dict[str, dict[str, leverage.Law]]
-  leverages: list[leverage.Leverage]
-  held_out: list[heldout.HeldOut]
-  absent: list[tuple[str, str]]
+  maps: list[rates.Map]
   draws: int
   seed: int
+  surfaces: dict[str, list[fit.Fit]] = dataclasses.field(default_factory=dict)
+  frontiers: dict[str, leverage.Law] = dataclasses.field(default_factory=dict)
+  allocations: dict[str, dict[str, leverage.Law]] = dataclasses.field(
+    default_factory=dict
+  )
+  leverages: list[leverage.Leverage] = dataclasses.field(default_factory=list)
+  trends: list[trends.Trend] = dataclasses.field(default_factory=list)
+  leverage_law: leverage_law.LeverageLaw | None = None
+  held_out: list[heldout.HeldOut] = dataclasses.field(default_factory=list)
+  choices: list[ahead.Choice] = dataclasses.field(default_factory=list)
+  absent: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
   @property
   def budgets(self) -> list[float]:
@@ -85,31 +100,32 @@ def analyse(
     ValueError: if no row can be used.
   """
   good, excluded = runs.parse(results, size)
-  names = runs.variants(good)
-  fitted = isoflop.with_draws(isoflop.parabolas(good), draws=draws, seed=seed)
-  absent: list[tuple[str, str]] = []
+  kept = [r for r in good if r.role != rates.ROLE]
+  if not kept:
+    raise ValueError(
+      f'all {len(good)} usable rows have labels.role {rates.ROLE!r}: no law is '
+      'fitted to a search of learning rates; add the runs of the sweep.'
+    )
+  maps, unplaced = rates.maps([r for r in good if r.role == rates.ROLE])
+  names = runs.variants(kept)
   out = Analysis(
-    good,
-    excluded,
+    kept,
+    [*excluded, *unplaced],
     size,
     names,
-    runs.dense_variant(good),
-    runs.seed_noise(good),
-    fitted,
-    {v: heldout.cost_law([r for r in good if r.variant == v]) for v in names},
-    {},
-    {},
-    {},
-    [],
-    [],
-    absent,
+    runs.dense_variant(kept),
+    noise.seed_noise(kept),
+    redraw.with_draws(isoflop.parabolas(kept), draws=draws, seed=seed),
+    {v: heldout.cost_law([r for r in kept if r.variant == v]) for v in names},
+    maps,
     draws,
     seed,
   )
   for variant in names:
     _fit_variant(out, variant, huber_starts)
   _add_leverage(out)
-  out.held_out.extend(heldout.hold_out(out.parabolas, names, absent, draws))
+  out.held_out = heldout.hold_out(out.parabolas, names, out.absent, draws)
+  out.choices = ahead.look_ahead([_known(out, v) for v in names])
   return out
 
 
@@ -125,8 +141,12 @@ def _fit_variant(out: Analysis, variant: str, huber_starts) -> None:
         forms.chinchilla, covs, loss, starts=huber_starts, seed=out.seed
       ),
     )
+    # A stream of its own: variants err independently.
+    stream = [out.seed, 1 + out.variants.index(variant)]
     out.surfaces[variant] = [
-      resample.bootstrap(m, covs, draws=out.draws, seed=out.seed)
+      resample.bootstrap(
+        m, covs, draws=out.draws, seed=stream, cells=noise.cells(mine)
+      )
       for m in methods
     ]
   with _noting(out, f'compute frontier of {variant}'):
@@ -139,32 +159,46 @@ def _fit_variant(out: Analysis, variant: str, huber_starts) -> None:
 
 
 def _add_leverage(out: Analysis) -> None:
+  why = _no_leverage(out)
+  if why is not None:
+    out.absent.append(('efficiency leverage', why))
+    return
+  law = out.frontiers[out.dense]
+  out.leverages = leverage.leverages(out.parabolas, out.dense, law)
+  out.trends = trends.trends(out.leverages, out.dense)
+  if any(l.activation > 0 for l in out.leverages):
+    with _noting(out, 'joint law of leverage'):
+      out.leverage_law = leverage_law.leverage_law(out.leverages, out.dense)
+
+
+def _no_leverage(out: Analysis) -> str | None:
   if out.dense is None:
-    out.absent.append(
-      (
-        'efficiency leverage',
-        'no variant is dense (labels.activation_ratio 1 or labels.variant '
-        "'dense'), so there is no compute to compare with",
-      )
+    return (
+      'no variant is dense (labels.activation_ratio 1 or labels.variant '
+      "'dense'), so there is no compute to compare with"
     )
-  elif out.dense not in out.frontiers:
-    out.absent.append(
-      (
-        'efficiency leverage',
-        f'{out.dense} has no compute frontier: it needs runs at 2 budgets',
-      )
+  if out.dense not in out.frontiers:
+    return f'{out.dense} has no compute frontier: it needs runs at 2 budgets'
+  if not out.frontiers[out.dense].falls:
+    return (
+      f'the least loss of {out.dense} does not fall with compute, so its '
+      'compute at a given loss is undefined; use budgets further apart'
     )
-  elif not out.frontiers[out.dense].falls:
-    out.absent.append(
-      (
-        'efficiency leverage',
-        f'the least loss of {out.dense} does not fall with compute, so its '
-        'compute at a given loss is undefined; use budgets further apart',
-      )
-    )
-  else:
-    law = out.frontiers[out.dense]
-    out.leverages.extend(leverage.leverages(out.parabolas, out.dense, law))
+  return None
+
+
+def _known(out: Analysis, variant: str) -> ahead.Known:
+  surfaces = out.surfaces.get(variant)
+  return ahead.Known(
+    variant,
+    [p.budget for p in out.of(variant)],
+    out.costs[variant],
+    surfaces[0] if surfaces else None,
+    out.frontiers.get(variant),
+    out.allocations.get(variant, {}),
+    next((h for h in out.held_out if h.variant == variant), None),
+    *(rates.law(out.maps, variant, axis) for axis in rates.AXES),
+  )
 
 
 class _noting:

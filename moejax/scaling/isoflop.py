@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moejax.scaling import resample
+from moejax.scaling import noise
 from moejax.scaling.runs import Run
 
 FLAT_FRAC = 1e-3
@@ -71,9 +71,24 @@ class Parabola:
     """Losses of the runs, `[runs]`."""
     return np.array([r.loss for r in self.runs])
 
+  @property
+  def cells(self) -> list[tuple[float, float, int]]:
+    """Size, mean loss and number of seeds of each cell, sizes ascending."""
+    of = noise.cells(self.runs)
+    sizes, losses = noise.means(np.stack([self.sizes, self.losses]), of)
+    return list(zip(sizes, losses, np.bincount(of).tolist(), strict=True))
+
+  def tokens_at(self, sizes: np.ndarray) -> np.ndarray:
+    """Tokens that the budget pays for at `sizes`, by its runs."""
+    x = np.log(self.sizes)
+    if np.ptp(x) == 0:
+      return np.full(np.shape(sizes), self.tokens)
+    slope = np.polyfit(x, np.log([r.tokens for r in self.runs]), 1)[0]
+    return self.tokens * (sizes / self.size) ** slope
+
   def curve(self, sizes: np.ndarray) -> np.ndarray:
     """Fitted loss at `sizes`."""
-    return _design(sizes, self.centre) @ np.array(self.coefficients)
+    return design(sizes, self.centre) @ np.array(self.coefficients)
 
 
 def parabolas(runs: Iterable[Run]) -> list[Parabola]:
@@ -99,7 +114,7 @@ def parabola(runs: Sequence[Run]) -> Parabola:
   if distinct < 3:
     flags.append(UNFITTED)
   else:
-    found = np.linalg.lstsq(_design(sizes, centre), losses, rcond=None)[0]
+    found = np.linalg.lstsq(design(sizes, centre), losses, rcond=None)[0]
     coefficients = tuple(map(float, found))
     if distinct < 4:
       flags.append(FEW)
@@ -137,12 +152,16 @@ def _least(sizes, losses, centre, coefficients, flags):
       (float(10 ** (middle - half)), float(10 ** (middle + half))),
     )
   if coefficients is not None:
-    losses = _design(sizes, centre) @ np.array(coefficients)
+    losses = design(sizes, centre) @ np.array(coefficients)
+  else:
+    # The luckiest seed of a size says little of the size.
+    losses = np.array([losses[sizes == size].mean() for size in sizes])
   best = int(np.argmin(losses))
   return float(sizes[best]), float(losses[best]), None
 
 
-def _design(sizes, centre) -> np.ndarray:
+def design(sizes: np.ndarray, centre: float) -> np.ndarray:
+  """Columns 1, x, x^2 of x = log10(size) - centre, `[sizes, 3]`."""
   x = np.log10(sizes) - centre
   return np.stack([np.ones_like(x), x, x * x], axis=-1)
 
@@ -159,73 +178,3 @@ def _tokens_at(runs, size) -> float:
     return float(np.exp(y.mean()))
   slope, offset = np.polyfit(x, y, 1)
   return float(np.exp(offset + slope * np.log(size)))
-
-
-def residual_pool(fitted: Sequence[Parabola]) -> np.ndarray | None:
-  """Relative residuals of all parabolas, scaled to the variance of the noise.
-
-  Each is divided by sqrt(1 - leverage), since four points and three
-  coefficients leave one degree of freedom; pooling assumes that relative noise
-  is alike across variants and budgets. None if no parabola has freedom left.
-  """
-  pool = []
-  for one in fitted:
-    if one.coefficients is None or len(one.runs) <= 3:
-      continue
-    design = _design(one.sizes, one.centre)
-    spare = 1 - np.einsum('np,pn->n', design, np.linalg.pinv(design))
-    relative = one.losses / one.curve(one.sizes) - 1
-    keep = spare > 1e-6
-    pool.append(relative[keep] / np.sqrt(spare[keep]))
-  if not pool:
-    return None
-  pooled = np.concatenate(pool)
-  # No centring at zero mean is lost: each parabola has an intercept.
-  return pooled - pooled.mean()
-
-
-def with_draws(
-  fitted: Sequence[Parabola], *, draws: int = 1000, seed: int = 0
-) -> list[Parabola]:
-  """The parabolas with residual-bootstrap draws of their vertices.
-
-  Losses are redrawn around the fitted curves from `residual_pool`; sizes and
-  budgets stay. Each draw has one scale of the noise, itself uncertain for few
-  residuals (`resample.noise_scales`). Without any residual the parabolas come
-  back unchanged.
-  """
-  pool = residual_pool(fitted)
-  if pool is None or draws == 0:
-    return list(fitted)
-  rng = np.random.default_rng(seed)
-  freedom = sum(
-    max(0, len(p.runs) - 3) for p in fitted if p.coefficients is not None
-  )
-  scales = resample.noise_scales(rng, freedom, draws)
-  out = []
-  for one in fitted:
-    picks = 1 + scales * rng.choice(pool, (draws, len(one.runs)))
-    out.append(dataclasses.replace(one, draws=_redraw(one, picks)))
-  return out
-
-
-def _redraw(one: Parabola, noise: np.ndarray) -> Vertex:
-  """Vertices of `fitted * noise`, `noise` being `[draws, runs]`."""
-  sizes = one.sizes
-  if one.coefficients is None:
-    losses = (one.losses * noise).min(1)
-    sizes = np.full(len(noise), one.size)
-    return Vertex(sizes, losses, np.zeros(len(noise), bool))
-  design = _design(sizes, one.centre)
-  redrawn = one.curve(sizes) * noise
-  c = redrawn @ np.linalg.pinv(design).T
-  curved = c[:, 2] > LEAST_CURVATURE * one.losses.mean()
-  steep = np.where(curved, c[:, 2], 1.0)
-  place = np.where(curved, one.centre - c[:, 1] / (2 * steep), np.inf)
-  low, high = np.log10(sizes[0]), np.log10(sizes[-1])
-  interior = curved & (place >= low) & (place <= high)
-  sampled = c @ design.T
-  best = sampled.argmin(1)
-  bottom = c[:, 0] - c[:, 1] ** 2 / (4 * steep)
-  size = np.where(interior, 10 ** np.where(interior, place, 0), sizes[best])
-  return Vertex(size, np.where(interior, bottom, sampled.min(1)), interior)

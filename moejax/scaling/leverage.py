@@ -13,6 +13,8 @@ from moejax.scaling.isoflop import Parabola
 
 # Below this many budgets an asymptote cannot be told from an exponent.
 ASYMPTOTE_BUDGETS = 4
+# Beyond this a draw counts as never reaching the loss; squares stay finite.
+MOST_LOG_FLOPS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Leverage:
     dense_flops: C_dense.
     interval: bootstrap interval of `value`.
     notes: 'extrapolated ...' and the like; empty when measured inside.
+    flops: training FLOPs that the variant spent.
+    granularity: of the variant's experts, nan if not told.
+    draws: `value` of each bootstrap draw, inf where dense never reaches the
+      loss, `[draws]`; a draw is the same one in all leverages.
   """
 
   variant: str
@@ -60,6 +66,9 @@ class Leverage:
   dense_flops: float | None
   interval: resample.Interval | None
   notes: tuple[str, ...]
+  flops: float
+  granularity: float
+  draws: np.ndarray | None = None
 
 
 def frontier(fitted: Sequence[Parabola], *, draws: int = 300) -> Law:
@@ -115,7 +124,7 @@ def allocation(
       continue
     # Tokens follow from size at the cost per token of this budget's runs.
     sizes = one.draws.size
-    drawn.append(sizes if what == 'size' else _tokens(one, sizes))
+    drawn.append(sizes if what == 'size' else one.tokens_at(sizes))
   notes = []
   if len(kept) == 2:
     notes.append('a line through two vertices: no residual is left')
@@ -123,13 +132,6 @@ def allocation(
     notes.append(f'{len(fitted) - len(kept)} unusable vertices left out')
   flops = np.array([p.flops for p in kept])
   return _law(forms.allocation, flops, values, drawn, {}, notes, draws)
-
-
-def _tokens(one: Parabola, sizes: np.ndarray) -> np.ndarray:
-  x = np.log(one.sizes)
-  y = np.log([r.tokens for r in one.runs])
-  slope = np.polyfit(x, y, 1)[0]
-  return one.tokens * (sizes / one.size) ** slope
 
 
 def _law(form, flops, values, drawn, pinned, notes, draws) -> Law:
@@ -154,7 +156,7 @@ def flops_at(theta: forms.Theta, loss: float) -> float:
   if loss <= theta['E'] or theta['a'] <= 0:
     return math.inf
   log_flops = -math.log((loss - theta['E']) / theta['a']) / theta['b']
-  return math.exp(log_flops) if log_flops < 700 else math.inf
+  return math.exp(log_flops) if log_flops < MOST_LOG_FLOPS else math.inf
 
 
 def leverages(
@@ -198,4 +200,7 @@ def _leverage(one: Parabola, dense: str, law: Law) -> Leverage:
     reached if finite else None,
     resample.interval(drawn),
     tuple(notes),
+    one.flops,
+    one.runs[0].granularity,
+    drawn,
   )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from moejax.scaling import forms
+from moejax.scaling import forms, noise
 from moejax.scaling.fit import Fit, refit
 
 
@@ -39,43 +40,30 @@ def bootstrap(
   covariates: forms.Covariates,
   *,
   draws: int = 300,
-  seed: int = 0,
+  seed: int | Sequence[int] = 0,
+  cells: np.ndarray | None = None,
 ) -> Fit:
   """The fit with residual-bootstrap refits added.
 
-  Each draw multiplies the fitted losses by exp(residual), residuals being
-  drawn with replacement after centring and inflation by sqrt(n / (n - free)),
-  and refits from the solution. The design (sizes, budgets) stays fixed. Each
-  draw has one scale of the noise (`noise_scales`). A fit with as many
-  parameters as runs comes back without draws.
+  Each draw multiplies the fitted losses by exp(error), errors being drawn with
+  replacement from the residuals, centred and scaled to the variance of the
+  noise, and refits from the solution. The design (sizes, budgets) stays fixed.
+  Seeds of a cell share one error and have one each of their own (`noise`).
+  A fit with as many parameters as cells and no repeats comes back without
+  draws.
+
+  Args:
+    cells: the cell of each run, see `noise.cells`; None if none is repeated.
   """
-  rng = np.random.default_rng(seed)
-  predicted = fit.predict(covariates)
-  pool = centred(fit.residuals, fit.free)
-  if pool is None or draws == 0:
+  of = np.arange(len(fit.residuals)) if cells is None else cells
+  count = int(of.max()) + 1
+  spare = max(0.0, 1 - fit.free / count)
+  found = noise.estimate(fit.residuals, of, spare)
+  if found is None or draws == 0:
     return fit
-  scales = noise_scales(rng, len(pool) - fit.free, draws)
-  picks = scales * rng.choice(pool, (draws, len(predicted)))
+  errors = found.drawn(np.random.default_rng(seed), of, draws)
+  predicted = fit.predict(covariates)
   rows = [
-    refit(fit, covariates, losses) for losses in predicted * np.exp(picks)
+    refit(fit, covariates, losses) for losses in predicted * np.exp(errors)
   ]
   return dataclasses.replace(fit, draws=np.array(rows))
-
-
-def noise_scales(
-  rng: np.random.Generator, freedom: int, draws: int
-) -> np.ndarray:
-  """Scales of the noise relative to its estimate, `[draws, 1]`.
-
-  sqrt(freedom / chi-square): an estimate from few degrees of freedom may be far
-  too small, and intervals widen as Student's t does beside the normal.
-  """
-  return np.sqrt(freedom / rng.chisquare(freedom, (draws, 1)))
-
-
-def centred(residuals: np.ndarray, free: int) -> np.ndarray | None:
-  """Residuals made to have the variance of the noise; None without freedom."""
-  count = len(residuals)
-  if count <= free:
-    return None
-  return (residuals - residuals.mean()) * np.sqrt(count / (count - free))

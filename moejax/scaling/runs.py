@@ -10,8 +10,6 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 SIZES = (
   'params_active',
   'params_active_non_embedding',
@@ -29,6 +27,7 @@ class Run:
     flops: training FLOPs spent.
     size: parameters, in the count that the analysis was asked for.
     loss: final validation loss, nats per token.
+    seed: None where the row tells none.
     row: the row it came from, with nested keys.
   """
 
@@ -40,8 +39,23 @@ class Run:
   tokens: float
   flops: float
   loss: float
-  seed: int
+  seed: int | None
   row: Mapping[str, Any]
+
+  @property
+  def cell(self) -> tuple[str, float, float, float]:
+    """What runs that differ only in seed have in common."""
+    return self.variant, self.budget, self.size, self.tokens
+
+  @property
+  def granularity(self) -> float:
+    """How finely experts are cut, by the row's labels; nan if not told."""
+    return _number(self.row, 'labels.granularity')
+
+  @property
+  def role(self) -> str | None:
+    """'rates' for a run that searches learning rates and batches."""
+    return _get(self.row, 'labels.role')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +95,14 @@ def parse(
   runs, excluded = [], []
   for index, row in enumerate(nested_rows):
     found = _run(row, size, index)
+    twin = _twin(found, runs)
+    if twin is not None:
+      found = Excluded(
+        found.name,
+        found.variant,
+        found.budget,
+        f'the same cell, seed and loss as {twin.name}: no second run',
+      )
     (runs if isinstance(found, Run) else excluded).append(found)
   if not runs:
     reasons = sorted({e.reason for e in excluded})
@@ -176,7 +198,8 @@ def _run(row, size, index) -> Run | Excluded:
         name, variant, budget, f'{key}={shown} is not a positive number'
       )
   activation = _number(row, 'labels.activation_ratio')
-  seed = _number(row, 'seed')
+  seeds = [_number(row, key) for key in ('labels.seed', 'seed')]
+  seed = next((int(s) for s in seeds if math.isfinite(s)), None)
   return Run(
     name,
     variant,
@@ -186,9 +209,17 @@ def _run(row, size, index) -> Run | Excluded:
     values['tokens'],
     values['train_flops'],
     values['loss'],
-    int(seed) if math.isfinite(seed) else 0,
+    seed,
     row,
   )
+
+
+def _twin(found: Run | Excluded, runs: list[Run]) -> Run | None:
+  """An earlier row of the very same run: it would feign a noise of 0."""
+  if not isinstance(found, Run) or found.seed is None or found.role == 'rates':
+    return None
+  key = (found.cell, found.seed, found.loss)
+  return next((r for r in runs if (r.cell, r.seed, r.loss) == key), None)
 
 
 def variants(runs: Iterable[Run]) -> list[str]:
@@ -215,29 +246,6 @@ def dense_variant(runs: Iterable[Run]) -> str | None:
     if all(r.activation == 1.0 for r in mine) or variant.lower() == 'dense':
       return variant
   return None
-
-
-@dataclasses.dataclass(frozen=True)
-class SeedNoise:
-  """Standard deviation of log loss between seeds, pooled over cells."""
-
-  deviation: float
-  cells: int
-  freedom: int
-
-
-def seed_noise(runs: Iterable[Run]) -> SeedNoise | None:
-  """Noise between runs that differ only in seed; None without repeats."""
-  cells: dict[tuple, list[float]] = {}
-  for run in runs:
-    key = (run.variant, run.budget, run.size, run.tokens)
-    cells.setdefault(key, []).append(math.log(run.loss))
-  repeated = [np.array(v) for v in cells.values() if len(v) > 1]
-  if not repeated:
-    return None
-  freedom = sum(len(v) - 1 for v in repeated)
-  squares = sum(float(np.sum((v - v.mean()) ** 2)) for v in repeated)
-  return SeedNoise(math.sqrt(squares / freedom), len(repeated), freedom)
 
 
 def provenance(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:

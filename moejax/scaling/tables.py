@@ -29,7 +29,8 @@ def run_table(a: Analysis) -> page.Table:
       r.name, r.variant, number(r.budget, 3), count(r.size),
       count(_float(r.row.get('params_total'))), count(r.tokens),
       number(r.tokens / r.size, 3), number(r.flops), number(r.loss, 5),
-      number(_float(r.row.get('loss_train')), 5), str(r.seed),
+      number(_float(r.row.get('loss_train')), 5),
+      '-' if r.seed is None else str(r.seed),
       number(_float(r.row.get('seconds')), 3),
       count(_float(r.row.get('tokens_per_s'))),
     ))  # fmt: skip
@@ -54,7 +55,7 @@ def excluded_table(a: Analysis) -> page.Table:
 def vertex_table(a: Analysis) -> page.Table:
   """The least of each parabola, its flat band, interval and flags."""
   header = (
-    'variant', 'budget (FLOPs)', 'sizes', 'N*', 'flat band (0.1 %)',
+    'variant', 'budget (FLOPs)', 'sizes', 'runs', 'N*', 'flat band (0.1 %)',
     'N* 95 %', 'D*', 'L*', 'L* 95 %', 'draws with a vertex', 'flags',
   )  # fmt: skip
   rows = []
@@ -68,7 +69,7 @@ def vertex_table(a: Analysis) -> page.Table:
         )
       rows.append((
         variant, number(p.budget, 3), str(len(np.unique(p.sizes))),
-        count(p.size), _counts(*p.flat) if p.flat else '-',
+        str(len(p.runs)), count(p.size), _counts(*p.flat) if p.flat else '-',
         _counts(size.low95, size.high95) if size else '-', count(p.tokens),
         number(p.loss), span(loss.low95, loss.high95) if loss else '-',
         '-' if p.draws is None else f'{p.draws.interior.mean():.0%}',
@@ -92,6 +93,12 @@ def fits(a: Analysis) -> Iterator[tuple[str, str, fit.Fit, tuple]]:
     for what, law in a.allocations.get(variant, {}).items():
       letter = 'N*' if what == 'size' else 'D*'
       yield variant, f'{letter} = k C^a', law.fit, law.notes
+  law = a.leverage_law
+  if law is not None:
+    yield 'all sparse', law.fit.form.equation, law.fit, ('all budgets',)
+    if law.ahead is not None:
+      note = ('without the largest budget',)
+      yield 'all sparse', law.fit.form.equation, law.ahead, note
 
 
 def coefficient_table(a: Analysis) -> page.Table:
@@ -155,9 +162,10 @@ def leverage_table(a: Analysis) -> page.Table:
 def held_out_table(a: Analysis) -> page.Table:
   """Errors at the largest budget of fits that have not seen it."""
   header = (
-    'variant', 'budget (FLOPs)', 'trained on (runs)', 'held-out runs',
-    'mean error', 'mean size of error', 'largest', 'L* measured',
-    'L* predicted', '95 %', 'L* error', 'L* error, frontier', 'notes',
+    'variant', 'budget (FLOPs)', 'trained on (runs)', 'held-out cells', 'seeds',
+    'mean error', 'mean size of error', 'the same from seeds alone', 'largest',
+    'within 95 %', 'L* measured', 'L* predicted', '95 %', 'L* error',
+    'L* error, frontier', 'notes',
   )  # fmt: skip
   rows = []
   for h in a.held_out:
@@ -166,10 +174,15 @@ def held_out_table(a: Analysis) -> page.Table:
     actual = next(p.loss for p in a.of(h.variant) if p.budget == h.budget)
     line = None if h.frontier is None else h.frontier / actual - 1
     least = h.vertex[0] if h.vertex else None
+    inside = h.covered(a.noise.deviation) if a.noise else None
     rows.append((
-      h.variant, number(h.budget, 3), str(h.trained_on), str(len(h.runs)),
-      percent(float(h.errors.mean())), f'{100 * size.mean():.2f}%',
-      f'{100 * size.max():.2f}%', number(actual), number(least),
+      h.variant, number(h.budget, 3), str(h.trained_on), str(len(h.sizes)),
+      f'{h.seeds.mean():.3g}', percent(float(h.errors.mean())),
+      f'{100 * size.mean():.2f}%',
+      f'{100 * h.noise(a.noise.deviation):.2f}%' if a.noise else '-',
+      f'{100 * size.max():.2f}%',
+      '-' if inside is None else f'{inside} of {len(h.sizes)}',
+      number(actual), number(least),
       span(near.low95, near.high95) if near else '-',
       percent(least / actual - 1 if least else None), percent(line),
       '; '.join(h.warnings) or '-',

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moejax.scaling import isoflop, resample, runs
+from moejax.scaling import isoflop, redraw, resample, runs
 
 
 def _group(sizes, losses, flops=1e15, variant='dense'):
@@ -73,7 +73,7 @@ def test_pooled_residuals_have_the_variance_of_the_noise():
     noise = np.exp(0.01 * rng.standard_normal(4))
     losses = _quadratic(sizes, 1e6) * noise
     fitted.append(isoflop.parabola(_group(sizes, losses, 1e15 + budget)))
-  assert isoflop.residual_pool(fitted).std() == pytest.approx(0.01, rel=0.08)
+  assert redraw.pooled(fitted).shared.std() == pytest.approx(0.01, rel=0.08)
 
 
 def test_bootstrap_intervals_of_vertices_cover_the_truth():
@@ -86,7 +86,7 @@ def test_bootstrap_intervals_of_vertices_cover_the_truth():
       noise = np.exp(0.005 * rng.standard_normal(5))
       losses = _quadratic(sizes, 1e6) * noise
       fitted.append(isoflop.parabola(_group(sizes, losses, 1e15 + budget)))
-    for one in isoflop.with_draws(fitted, draws=200, seed=trial):
+    for one in redraw.with_draws(fitted, draws=200, seed=trial):
       near = resample.interval(one.draws.loss)
       inside.append(near.low80 <= 2.5 <= near.high80)
   # Three vertices of a trial share one pool: count trials, not vertices.
@@ -97,7 +97,7 @@ def test_draws_that_leave_the_sizes_stop_at_their_edge():
   rng = np.random.default_rng(0)
   sizes = np.geomspace(1e5, 1e6, 5)
   losses = _quadratic(sizes, 9.5e5) * np.exp(0.01 * rng.standard_normal(5))
-  (found,) = isoflop.with_draws([isoflop.parabola(_group(sizes, losses))])
+  (found,) = redraw.with_draws([isoflop.parabola(_group(sizes, losses))])
   assert 0 < found.draws.interior.mean() < 1
   assert found.draws.size.min() >= sizes[0] * (1 - 1e-12)
   assert found.draws.size.max() <= sizes[-1] * (1 + 1e-12)

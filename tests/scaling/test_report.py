@@ -6,11 +6,13 @@ import re
 import matplotlib.image
 import pytest
 
-from moejax.scaling import page, plots, report
+from moejax.scaling import page, report
+from moejax.scaling.plots import style
 
 SECTIONS = [
   'Summary',
   'What not to believe',
+  'What to do next',
   'IsoFLOP parabolas',
   'Loss against compute',
   'Efficiency leverage',
@@ -66,7 +68,7 @@ def test_html_has_every_section_and_no_external_link(written):
   parsed.feed(text)
   assert parsed.headings == SECTIONS
   assert not parsed.unclosed and not parsed.open
-  assert len(parsed.links) == 5
+  assert len(parsed.links) == 6
   assert all(x.startswith('data:image/png;base64,') for x in parsed.links)
   assert not re.search(r'https?://|url\(|@import|<script|<link', text)
   assert '<h1>A &amp; B</h1>' in text
@@ -92,7 +94,7 @@ def test_markdown_tables_are_rectangular_and_pictures_exist(written):
     assert len({len(re.findall(r'(?<!\\)\|', x)) for x in lines}) == 1
     assert len({len(x) for x in lines}) == 1
   pictures = re.findall(r'!\[[^\]]*\]\(([^)]+)\)', md)
-  assert len(pictures) == 5
+  assert len(pictures) == 6
   for path in pictures:
     pixels = matplotlib.image.imread(folder / path)
     # A drawing, not an empty canvas.
@@ -161,7 +163,7 @@ ABSENT = {
 def test_a_partial_sweep_is_reported_with_what_is_absent(
   how, rows, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(plots, 'DPI', 40)
+  monkeypatch.setattr(style, 'DPI', 40)
   result = report.isoflop(_cut(rows(), how), tmp_path, **QUICK)
   text = _read(result['report_md'])
   section = text.split('## Efficiency leverage')[1].split('## ')[0]

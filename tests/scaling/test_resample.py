@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moejax.scaling import fit, forms, resample
+from moejax.scaling import fit, forms, noise, resample
 
 THETA = dict(E=0.85, A=60.0, B=220.0, alpha=0.34, beta=0.31)
 
@@ -16,8 +16,8 @@ def _grid():
 @pytest.mark.parametrize('method', [fit.varpro, fit.huber])
 def test_known_coefficients_lie_within_their_intervals(method):
   covariates, loss = _grid()
-  noise = np.random.default_rng(3).standard_normal(len(loss))
-  found = method(forms.chinchilla, covariates, loss * np.exp(0.005 * noise))
+  error = np.random.default_rng(3).standard_normal(len(loss))
+  found = method(forms.chinchilla, covariates, loss * np.exp(0.005 * error))
   found = resample.bootstrap(found, covariates, draws=80)
   for place, (name, value) in enumerate(THETA.items()):
     near = resample.interval(found.draws[:, place])
@@ -42,8 +42,8 @@ def test_intervals_of_a_power_law_cover_at_their_nominal_rate():
 
 def test_scales_widen_with_few_degrees_of_freedom_and_vanish_with_many():
   rng = np.random.default_rng(0)
-  few = resample.noise_scales(rng, 4, 20_000)
-  many = resample.noise_scales(rng, 4000, 20_000)
+  few = noise.scales(rng, 4, 20_000)
+  many = noise.scales(rng, 4000, 20_000)
   # E[4 / chi2_4] = 4 / (4 - 2).
   assert np.mean(few**2) == pytest.approx(2.0, rel=0.15)
   assert np.mean(many**2) == pytest.approx(1.0, rel=0.01)
@@ -51,8 +51,8 @@ def test_scales_widen_with_few_degrees_of_freedom_and_vanish_with_many():
 
 def test_the_same_seed_draws_the_same_refits():
   covariates, loss = _grid()
-  noise = np.random.default_rng(1).standard_normal(len(loss))
-  found = fit.varpro(forms.chinchilla, covariates, loss * np.exp(0.01 * noise))
+  error = np.random.default_rng(1).standard_normal(len(loss))
+  found = fit.varpro(forms.chinchilla, covariates, loss * np.exp(0.01 * error))
   one, two, other = (
     resample.bootstrap(found, covariates, draws=5, seed=s).draws
     for s in (7, 7, 8)

@@ -1,6 +1,5 @@
 import csv
 
-import numpy as np
 import pytest
 
 from moejax.scaling import runs
@@ -82,10 +81,18 @@ def test_variants_go_from_dense_to_sparse(rows):
   assert runs.dense_variant(sparse) is None
 
 
-def test_seed_noise_is_the_deviation_between_seeds(rows):
-  single, _ = runs.parse(rows())
-  assert runs.seed_noise(single) is None
-  many, _ = runs.parse(rows(noise=0.01, seeds=8))
-  noise = runs.seed_noise(many)
-  assert noise.freedom == 36 * 7 and noise.cells == 36
-  assert noise.deviation == pytest.approx(0.01, rel=4 / np.sqrt(2 * 36 * 7))
+def test_the_same_run_written_twice_counts_once(rows):
+  table = rows(seeds=2)
+  again = {**table[3], 'name': 'a copy'}
+  good, excluded = runs.parse([*table, again])
+  assert len(good) == len(table)
+  assert excluded[0].name == 'a copy'
+  assert 'the same cell, seed and loss' in excluded[0].reason
+
+
+def test_a_seed_is_read_from_the_labels_first(rows):
+  row = rows()[0]
+  labelled = {**row, 'seed': 7, 'labels': {**row['labels'], 'seed': '3'}}
+  without = {k: v for k, v in row.items() if k != 'seed'}
+  good, _ = runs.parse([labelled, {**row, 'seed': 5}, without])
+  assert [r.seed for r in good] == [3, 5, None]
