@@ -5,8 +5,8 @@ A scale is a dict. What is read here: `budgets`, training FLOPs -> places in
 row); `seeds`, how many; `decline`, (budget, exponent) of the learning rate,
 which falls as that power of the budget; `rates`, budget -> the size whose
 learning rate, undeclined, and batch are varied for the variants in `rated`;
-`plan`, a node that chooses among the cells, or checks them where it has no
-`choose`.
+`plan`, a node that chooses among the cells (or checks them, without `choose`);
+`report`, None for none.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def base(scale: dict, pod: bool) -> ConfigDict:
     peak_lr=0.0,
     batch_tokens=0,
   )
-  config.sweep.report = common.node('scaling.report.isoflop')
+  report = common.node('scaling.report.isoflop')
+  config.sweep.report = scale.get('report', report)
   config.sweep.plan = scale.get('plan')
   if pod:
     config.data = common.text_of('data')

@@ -1,10 +1,9 @@
 r"""IsoFLOP sweep: dense against mixtures of experts, on source code.
 
 Four sizes and three activation ratios spend each budget, active parameters
-being equal at equal size. `:scale=hour`: one budget more, three seeds,
-learning rates by batch. `:scale=pod`: pod budgets, on data/; its plan
-chooses the sizes, with rates by laws; `:scale=pod_rates`: its inner sweep of
-learning rates and batches. `--dry-run` tells what any of them would run.
+being equal at equal size. `:scale=hour`: one budget more, three seeds, rates by
+batch. `:scale=pod`: on data/, sizes, rates and batches by a plan, the latter
+two of an inner sweep `:scale=pod_rates`. `--dry-run` tells the cells of each.
 
 Claim:    at equal compute more experts lower the loss (2507.17702, fig. 1).
 Command:  python -m moejax.main --config=configs/scaling.py
@@ -43,8 +42,8 @@ HOUR = CPU | dict(
   rates={5e10: 1, 4.5e11: 3},
   rated=('dense', 'moe 1/16'),
 )
-# A family of sizes, of which the plan chooses.
 POD = CPU | dict(
+  # A family: the plan chooses.
   sizes=tuple((64 * n, n) for n in (4, 6, 8, 10, 12, 16, 20, 24, 32, 36)),
   budgets={2e18: range(1, 6), 2e19: range(4, 8), 2e20: range(6, 10)},
   fields=dict(vocab=131_072, dtype='bfloat16'),
@@ -57,19 +56,19 @@ POD_PLAN = dict(
   optimum=plan('Surface', theta='refit'),
   rates=plan('Rates', learning_rate='moe', batch_tokens='moe'),
   speed=plan('Chip', device='TPU v5p', count=32, utilisation_frac=0.4),
+  memory=plan('Compiled', topology=None),  # such as v5p:4x4x2
   min_steps=1000,
   batch_multiple=32,
 )
-CHOICES = {'pod': plan('Around', spacing=1.6), 'pod_rates': plan('RateGrid')}
-SCALES = {'cpu': CPU, 'hour': HOUR} | {
-  name: POD | dict(plan=plan(choose=choose, **POD_PLAN))
-  for name, choose in CHOICES.items()
-}
+RATE_PLAN = plan(choose=plan('RateGrid'), **POD_PLAN)
+POD_RATES = POD | dict(plan=RATE_PLAN, report=None)
+POD |= dict(plan=plan(choose=plan('Around', spacing=1.6), **POD_PLAN))
+SCALES = {'cpu': CPU, 'hour': HOUR, 'pod': POD, 'pod_rates': POD_RATES}
 
 
 def get_config(arg=None):
   arg, scale = isoflop.parse(arg, SCALES)
-  config = isoflop.base(scale, pod=arg.scale in CHOICES)
+  config = isoflop.base(scale, pod='pod' in arg.scale)
   config.model = _model(scale, scale['sizes'][0], None)
   return common.two_steps(config) if arg.smoke else config
 

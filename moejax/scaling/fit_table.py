@@ -92,7 +92,8 @@ def _text(law, found: table.Table, fits) -> str:
   named = ', '.join(f'{s} from {c}' for s, c in found.sources.items())
   lines = [law.equation, f'{len(found.values)} runs: {named}']
   if found.excluded:
-    lines.append(f'{len(found.excluded)} rows excluded:')
+    rows = 'row' if len(found.excluded) == 1 else 'rows'
+    lines.append(f'{len(found.excluded)} {rows} excluded:')
     lines += [f'  {reason}' for reason in found.excluded]
   for one in fits:
     record = _record(one)

@@ -12,6 +12,7 @@ import numpy as np
 
 from moejax.scaling import forms
 from moejax.scaling.fit import FitRefused
+from moejax.scaling.rates import ROLE
 
 # Where a symbol is looked for, in order, after a column of its own name.
 USUAL_COLUMNS = {
@@ -69,7 +70,7 @@ def read(
   sources, found = {}, {}
   for symbol in symbols:
     sources[symbol], found[symbol] = _column(symbol, columns, rows, path, form)
-  good, excluded = _usable(found, rows)
+  good, excluded = _usable(found, rows, sources)
   if not good.any():
     raise FitRefused(
       f'{path}: none of {len(rows)} rows can be used ({excluded[0]}); give '
@@ -82,13 +83,24 @@ def read(
 
 def _rows(path) -> list[dict[str, str]]:
   try:
-    with open(path, newline='', encoding='utf-8') as file:
-      rows = list(csv.DictReader(file))
+    # Spreadsheets begin a file with a mark of its encoding.
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      table = csv.DictReader(file)
+      rows, names = list(table), table.fieldnames or []
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or 'it is no text'
     raise ValueError(f'{path}: {reason}; give a CSV file of runs.') from error
   if not rows:
     raise ValueError(f'{path} has no rows; give one line per run.')
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(f'{path} has two columns {twice[0]!r}; rename one.')
+  longer = [i for i, row in enumerate(rows, 1) if None in row]
+  if longer:
+    raise ValueError(
+      f'{path}: row {longer[0]} has more cells than the {len(names)} columns; '
+      'remove them, or name their columns.'
+    )
   return rows
 
 
@@ -128,20 +140,38 @@ def _number(text) -> float:
     return math.nan
 
 
-def _usable(found, rows):
+def _usable(found, rows, sources):
   """bool [rows], and why each of the other rows is not used."""
   good, excluded = np.ones(len(rows), bool), []
   for index, row in enumerate(rows):
-    for symbol, values in found.items():
-      if not (math.isfinite(values[index]) and values[index] > 0):
-        name = row.get('name') or row.get('run') or f'row {index + 1}'
-        excluded.append(f'{name}: {symbol}={values[index]:g} is not positive')
-        good[index] = False
-        break
+    values = {symbol: column[index] for symbol, column in found.items()}
+    why = _unusable(row, values, sources)
+    if why is not None:
+      name = row.get('name') or row.get('run') or f'row {index + 1}'
+      excluded.append(f'{name}: {why}')
+      good[index] = False
   return good, excluded
 
 
+def _unusable(row, values, sources) -> str | None:
+  """Why a run is not fitted, None where it is."""
+  if row.get('status', 'ok') != 'ok':
+    return f'status={row["status"]}'
+  if row.get('labels.role') == ROLE:
+    return f'labels.role={ROLE}: it varies the learning rate, not the size'
+  for symbol, value in values.items():
+    if not (math.isfinite(value) and value > 0):
+      shown = row.get(sources[symbol], f'{value:g}') or 'nothing'
+      return f'{symbol}={shown} is not a positive number'
+  return None
+
+
 def _check_change(kept, form, path):
+  if np.ptp(np.log(kept['value'])) < 1e-12:
+    raise FitRefused(
+      f'{path}: the value is {kept["value"][0]:g} in all {len(kept["value"])} '
+      'usable rows, so there is no law to find; name another column as value.'
+    )
   for symbol in form.covariates:
     if np.ptp(np.log(kept[symbol])) < 1e-9:
       raise FitRefused(

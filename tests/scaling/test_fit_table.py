@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moejax import main
-from moejax.scaling import fit_table, forms
+from moejax.scaling import fit_table, forms, table
 
 THETA = dict(E=0.85, A=60.0, B=220.0, alpha=0.34, beta=0.31)
 
@@ -64,8 +64,36 @@ def test_rows_that_are_no_numbers_are_named_and_counted(write, monkeypatch):
   text[3], text[5], text[7] = 'nan', '', '-1.0'
   found = fit_table.run(write(loss=text), 'chinchilla')
   assert '13 runs' in found and '3 rows excluded' in found
-  assert 'r3: value=nan is not positive' in found
-  assert 'r7: value=-1 is not positive' in found
+  assert 'r3: value=nan is not a positive number' in found
+  assert 'r7: value=-1.0 is not a positive number' in found
+
+
+def test_failed_runs_and_searches_of_rates_are_not_fitted(write, monkeypatch):
+  monkeypatch.setattr(fit_table, 'DRAWS', 0)
+  labels = {'status': ['ok'] * 16, 'labels.role': ['law'] * 16}
+  labels['status'][2], labels['labels.role'][4] = 'failed', 'rates'
+  found = fit_table.run(write(**labels), 'chinchilla')
+  assert '14 runs' in found and '2 rows excluded' in found
+  assert 'r2: status=failed' in found and 'r4: labels.role=rates' in found
+
+
+def test_a_table_from_a_spreadsheet_keeps_the_name_of_its_first_column(write):
+  loss = [float('nan')] + [2.0 + i for i in range(15)]
+  path = write(loss=loss)
+  path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+  found = table.read(path, forms.chinchilla)
+  assert found.excluded == ('r0: value=nan is not a positive number',)
+
+
+def test_cells_without_a_column_and_columns_of_one_name_are_refused(write):
+  path = write()
+  text = path.read_text()
+  path.write_text(text.replace('r3,', 'r3,1,'))
+  with pytest.raises(ValueError, match='row 4 has more cells than the 4'):
+    fit_table.run(path, 'chinchilla')
+  path.write_text(text.replace('params', 'loss'))
+  with pytest.raises(ValueError, match="two columns 'loss'"):
+    fit_table.run(path, 'chinchilla')
 
 
 BAD = {
@@ -76,6 +104,8 @@ BAD = {
   'no symbol': (dict(columns='Q=loss'), {}, 'this law has no Q'),
   'no pair': (dict(columns='N'), {}, "'N' is no pair"),
   'one size': ({}, dict(params=[1e6] * 16), 'N=1e.06 in all 16 usable rows'),
+  'one loss': ({}, dict(loss=[2.0] * 16), 'the value is 2 in all 16'),
+  'no number': ({}, dict(loss=['oops'] * 16), 'value=oops is not a pos'),
   'no loss': ({}, dict(loss=[-1] * 16), 'none of 16 rows can be used'),
 }
 

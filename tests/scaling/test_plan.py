@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 import types
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import moejax
 from configs import common
 from moejax import accounting, main
 from moejax.build import ConfigError, build
-from moejax.scaling import analysis, forms, plan, report
+from moejax.scaling import analysis, forms, plan, record
 from moejax.scaling.plan import count as plan_count
 from moejax.scaling.plan import spend
 from moejax.sweep import hyper
@@ -293,7 +295,7 @@ def test_hours_are_those_of_the_stated_share_of_the_peak():
 def test_the_law_of_an_earlier_sweep_is_read_back(rows, tmp_path):
   found = analysis.analyse(rows(), draws=0, huber_starts=1)
   path = tmp_path / 'fits.json'
-  path.write_text(json.dumps(report.record(found)))
+  path.write_text(json.dumps(record.record(found)))
   own = plan.Fitted(str(path))
   law = found.allocations['moe 1/4']['size'].fit.theta
   best = own('moe 1/4', 1e14, forms.SIX)
@@ -389,3 +391,19 @@ def test_a_dry_run_is_told_for_sweeps_only(command):
   assert found.code == 2 and 'has no get_hyper' in found.err
   found = command('--mode=generate', '--workdir=x', '--dry-run')
   assert found.code == 2 and '--dry-run is for a sweep' in found.err
+
+
+def test_the_gate_compiles_for_the_topology_that_it_is_given(monkeypatch):
+  memory = types.SimpleNamespace(total=3.0, limit=2.0)
+  asked = []
+
+  def check(config, topology):
+    asked.append(topology)
+    return types.SimpleNamespace(memory=memory)
+
+  fake = types.SimpleNamespace(check=check)
+  monkeypatch.setitem(sys.modules, 'moejax.aot', fake)
+  monkeypatch.setattr(moejax, 'aot', fake, raising=False)
+  assert plan.Compiled('v5p:2x2x1')(base()) == (3.0, 2.0)
+  assert plan.Compiled(None)(base()) is None and asked == ['v5p:2x2x1']
+  assert not planned(memory=plan.Compiled(None)).dropped

@@ -7,6 +7,7 @@ learning rate, and drops what breaks a rule, with the reason.
 """
 
 from moejax.scaling.plan.choose import Around, RateGrid
+from moejax.scaling.plan.memory import Compiled
 from moejax.scaling.plan.optimum import Fitted, Power, Surface
 from moejax.scaling.plan.plan import Outcome, Plan
 from moejax.scaling.plan.rates import Rates
@@ -16,6 +17,7 @@ from moejax.scaling.plan.text import markdown
 __all__ = [
   'Around',
   'Chip',
+  'Compiled',
   'Fitted',
   'Measured',
   'Outcome',

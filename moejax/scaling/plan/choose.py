@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moejax.scaling.page import count, number
 from moejax.scaling.plan.count import Counted, Dropped
-from moejax.scaling.plan.rates import ROLE
+from moejax.scaling.rates import ROLE
 
 # Best size of a cell's variant at its budget.
 Best = Callable[[Counted], float]

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 
 from moejax.nearest import hint
-from moejax.scaling import fit, forms, isoflop, leverage, runs
+from moejax.scaling import fit, forms, isoflop, leverage, rates, runs
 from moejax.scaling.forms import Cost
 
 # How the report names this law in fits.json.
@@ -130,7 +130,8 @@ class Fitted:
 
 
 def _of_results(path: os.PathLike[str], size: str):
-  good, _ = runs.parse(runs.load(path), size)
+  found, _ = runs.parse(runs.load(path), size)
+  good = [run for run in found if run.role != rates.ROLE]
   vertices = isoflop.parabolas(good)
   laws = {}
   for variant in runs.variants(good):

@@ -13,8 +13,8 @@ from moejax.scaling import forms, runs
 from moejax.scaling.plan import memory
 from moejax.scaling.plan.choose import Choice
 from moejax.scaling.plan.count import Counted, Dropped, count
-from moejax.scaling.plan.rates import ROLE
 from moejax.scaling.plan.spend import Rule
+from moejax.scaling.rates import ROLE
 from moejax.sweep.hyper import Cell
 
 

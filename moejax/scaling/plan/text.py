@@ -7,7 +7,7 @@ from moejax.scaling import page
 from moejax.scaling.page import count, number, percent
 from moejax.scaling.plan.choose import groups
 from moejax.scaling.plan.plan import Outcome, Row
-from moejax.scaling.plan.rates import ROLE
+from moejax.scaling.rates import ROLE
 
 
 def markdown(title: str, outcome: Outcome, jobs: int = 1) -> str:
