@@ -166,6 +166,7 @@ def _moved(width, maximal, optimizer, rate, tied):
       common.node('optim.AdamW', weight_decay=0.0),
       *(2e-3, True, {'logits': 2.0, 'mixer': 2.0, 'ffn': 2.0, 'router': 2.0}),
       id='adamw',
+      marks=pytest.mark.slow,
     ),
     pytest.param(
       common.node('optim.Muon', weight_decay=0.0),
@@ -182,12 +183,14 @@ def test_features_move_alike_in_width(optimizer, rate, tied, standard):
   }
   for name, growth in moved[BASE, True].items():
     ratio = moved[WIDTH, True][name] / growth
-    assert 0.6 < ratio < 1.6, (name, ratio)
+    # An exponent of the width within a half: noise of three steps.
+    assert 0.5 < ratio < 2, (name, ratio)
   for name, least in standard.items():
     ratio = moved[WIDTH, False][name] / moved[BASE, True][name]
     assert ratio > least, (name, ratio)
 
 
+@pytest.mark.slow
 def test_at_the_base_width_nothing_changes_by_a_bit():
   adam = common.node('optim.AdamW')
   one, two = (
