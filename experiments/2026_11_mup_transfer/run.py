@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from configs import width_transfer
-from moejax import config_io, metrics, optim, sharding, state
+from moejax import accounting, config_io, optim, sharding, state
 from moejax.evaluate import Evaluator
 from moejax.parts import Parts
 from moejax.step import train_step
@@ -108,8 +108,6 @@ def main(width, variant, parametrization, path, least, most):
       train = parts.config.train
       tokens = parts.steps * train.batch_size * train.seq_len
       row = dict(zip(FIELDS, (*key, held['validation/loss']), strict=False))
-      from moejax import accounting
-
       costs = accounting.describe(parts.model, train.seq_len, parts.variables)
       row |= {
         'loss_train': float(losses[-1]),
@@ -121,9 +119,7 @@ def main(width, variant, parametrization, path, least, most):
         'seconds': round(time.monotonic() - begun, 1),
         'data_digest': parts.data.digest(),
         'commit': commit,
-        'jax': metrics.environment()['jax']
-        if 'jax' in metrics.environment()
-        else jax.__version__,
+        'jax': jax.__version__,
         'via': 'run.py',
       }
       fresh = not path.exists()

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.products import product_flops
 
-from moejax import dispatch, mixers, moe, routers, rows
+from configs import common
+from moejax import dispatch, experts, mixers, moe, routers, rows
 from moejax.build import build
 from moejax.command_line import load_recipe
 from moejax.mixers import (
@@ -29,6 +29,7 @@ from moejax.mixers import (
 )
 from moejax.state import blank_context
 from moejax.types import Padded
+from tests.products import product_flops
 
 D, B, T = 32, 2, 64  # whole chunks of 32 tokens, and whole blocks
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -207,8 +208,6 @@ def _moe(how, num=8, k=3):
     select=routers.select.top_k,
     weigh=routers.weigh.softmax,
   )
-  from moejax import experts
-
   return moe.Moe(
     router=router,
     dispatch=how,
@@ -300,8 +299,6 @@ def test_xla_counts_as_many_for_a_mixture(how):
     'einsum': dispatch.Einsum(capacity_factor=1.0),
     'sort': dispatch.Sort(),
   }
-  from moejax import experts
-
   module = _moe(modules[how]).clone(
     experts=experts.Glu(num_experts=8, hidden=1024)
   )
@@ -314,8 +311,6 @@ def test_xla_counts_as_many_for_a_mixture(how):
 def test_training_costs_three_forward_passes_but_for_what_is_repeated():
   """A gradient has two products for each; attention makes its logits again."""
   width, heads, size = 64, 4, 16
-  from configs import common
-
   model = build(
     common.uniform(
       common.block(common.attention(heads), common.dense(96)),
