@@ -48,7 +48,7 @@ def _xla_flops_per_token(model):
 def test_flops_are_those_that_xla_counts(ffn):
   model = _model(ffn)
   # XLA computes the whole square of scores, the model's count is its half.
-  other_half = 4 * 64 * LENGTH / 2
+  other_half = 4 * 64 * (LENGTH - 1) / 2
   counted = model.flops(LENGTH) + other_half
   xla = _xla_flops_per_token(model)
   # Norms, rotations and softmaxes are XLA's surplus: a few percent here.
@@ -62,8 +62,7 @@ def test_attention_pays_for_the_keys_that_are_seen():
     wide = _model(common.dense(64), window=window).flops(2 * LENGTH)
     projections = 2 * 64 * 16 * (2 * 4 + 2 * 2)
     rest = projections + 6 * 64 * 64 + 2 * 64 * 97
-    # The count leaves the half key of the diagonal out.
-    assert abs((narrow - rest) / (4 * 64) - seen) <= 0.5
+    assert (narrow - rest) / (4 * 64) == pytest.approx(seen)
     assert (wide > narrow) or window == 1
 
 
@@ -82,6 +81,24 @@ def test_parameter_totals_are_those_of_the_arrays():
     described['params_total'] - described['params_total_non_embedding']
     == embedding
   )
+
+
+def test_parts_add_up_to_the_whole_and_the_table_shows_them():
+  model = _model(common.moe(8, 2, 48, shared=32))
+  found = {part.path: part for part in accounting.parts(model, LENGTH)}
+  described = accounting.describe(model, LENGTH)
+  assert sum(p.flops for p in found.values()) == model.flops(LENGTH)
+  assert sum(p.params for p in found.values()) == described['params_total']
+  active = sum(p.params_active for p in found.values())
+  assert active == described['params_active']
+  experts = found['layers/blocks_0/ffn/experts']
+  assert experts[1:] == (8 * 3 * 64 * 48, 2 * 3 * 64 * 48, 2 * 6 * 64 * 48)
+  assert found['layers/blocks_0/ffn/shared'].flops == 6 * 64 * 32
+  assert found['head'][1:] == (0, 0, 2 * 64 * 97)
+  assert found['embedding'].flops == 0
+  assert described['flops_per_token_6n'] == 6 * active
+  text = accounting.table(model, LENGTH)
+  assert f'{described["params_total"]:,}' in text and '6 N is' in text
 
 
 def test_training_costs_three_forward_passes():

@@ -249,5 +249,4 @@ def test_attention_flops_count_the_keys_that_are_seen(window):
   seen = np.mean([min(t + 1, window or length) for t in range(length)])
   matrices = 2 * 16 * size * (4 + 2 + 2 + 4)
   exact = matrices + 2 * 2 * size * 4 * seen
-  # The diagonal counts half, as in the usual formula.
-  assert abs(module.flops(16, length) - exact) <= 2 * 2 * size * 4 * 0.5
+  assert module.flops(16, length) == pytest.approx(exact, rel=1e-12)

@@ -116,8 +116,8 @@ def test_a_window_beside_blocks_is_refused():
 def test_flops_count_the_blocks_that_are_picked():
   module = BlockRouted(heads=H, kv_heads=G, head_dim=SIZE, block_tokens=4, k=3)
   length = 24
-  seen = np.mean([t % 4 + 0.5 + 4 * min(t // 4, 2) for t in range(length)])
-  means = length / 4 / 2
+  seen = np.mean([t % 4 + 1 + 4 * min(t // 4, 2) for t in range(length)])
+  means = np.mean([t // 4 for t in range(length)])
   matrices = 2 * 8 * SIZE * (2 * H + 2 * G)
   core = 2 * SIZE * H * (2 * seen + means)
   np.testing.assert_allclose(module.flops(8, length), matrices + core)

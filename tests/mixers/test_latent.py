@@ -147,7 +147,7 @@ def test_it_counts_the_flops_of_its_matrices():
   module, length = _latent(query_latent_dim=7), 20
   query, kept = D * 7 + 7 * H * (K + R), D * (C + R)
   made, out = C * H * (K + V), H * V * D
-  core = H * (K + R + V) * length / 2
+  core = H * (K + R + V) * (length + 1) / 2
   assert module.flops(D, length) == 2 * (query + kept + made + out + core)
 
 

@@ -311,7 +311,7 @@ def linear_weights(module):
   return sum(a.size for path, a in leaves if path[-1].key == 'kernel')
 
 
-@pytest.mark.parametrize('length, chunk', [(1000, 64), (16, 16)])
+@pytest.mark.parametrize('length, chunk', [(1000, 32), (16, 16)])
 def test_flops_are_those_of_weights_and_chunks(length, chunk):
   per_head = {
     # (heads, key size, value size)
@@ -321,9 +321,13 @@ def test_flops_are_those_of_weights_and_chunks(length, chunk):
     'state space': (4, 5, 6),
   }
   for name, (count, k, v) in per_head.items():
-    core = 4 * k * v + 2 * chunk * (k + v)
+    # Pairs within a chunk: those of later with earlier halves, or all.
+    pairs = (chunk - 1) / 2 if name in ('kda', 'gla') else chunk
+    core = 4 * k * v + 2 * pairs * k + 2 * chunk * v
     if name in ('kda', 'gated delta'):
-      core += 2 * k * v + 2 * chunk * k + 2 * chunk * (k + v) + chunk**2 / 3
+      halves = [2**i for i in range(chunk.bit_length() - 1)]
+      core += 2 * k * v + 2 * pairs * k + 2 * chunk * v
+      core += sum(2 * b**2 for b in halves)
     weights = 2 * linear_weights(KINDS[name])
     got = KINDS[name].flops(D, length)
     np.testing.assert_allclose(got, weights + count * core, rtol=1e-12)
