@@ -157,7 +157,7 @@ def optimum(theta: forms.Theta, flops: np.ndarray, cost: forms.Cost):
 
 def _doubts(k: Known, loss, near, beyond, drawn):
   if beyond > 1:
-    yield f'it lies {beyond:.1f} times the sampled range of compute away'
+    yield f'it lies {beyond:.2f} times the sampled range of compute away'
   if len(set(k.budgets)) < 3:
     yield f'only {len(set(k.budgets))} budgets were run'
   if near is None:

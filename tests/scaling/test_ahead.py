@@ -31,7 +31,7 @@ def test_beyond_the_sampled_range_the_data_are_said_not_to_support_it(seeded):
   ten, hundred = seeded.choices
   # The budgets span one decade.
   assert [o.beyond for o in ten.order] == pytest.approx([1.0, 1.0])
-  assert all('2.0 times the sampled range' in o.doubts[0]
+  assert all('2.00 times the sampled range' in o.doubts[0]
              for o in hundred.order)  # fmt: skip
   text = claims.next_steps(seeded)[1]
   assert 'The data do not support this number' in text

@@ -106,7 +106,8 @@ def test_numbers_on_disk_are_those_of_the_report(written):
   record = json.loads(_read(result['fits_json']))
   assert len(record['vertices']) == 9
   assert len(record['leverage']) == 9
-  assert len(record['fits']) == 3 * 5
+  # Two surfaces, a frontier and two allocations each; the joint law twice.
+  assert len(record['fits']) == 3 * 5 + 2
   assert record['excluded'][0]['reason'].startswith('failed: loss is nan')
   md = _read(result['report_md'])
   for vertex in record['vertices']:

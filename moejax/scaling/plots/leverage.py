@@ -181,6 +181,7 @@ def _predicted(axes, a: Analysis) -> None:
     values += [one.value, predicted]
     if near is not None:
       bars(axes, one.value, near.low95, near.high95, hue)
+      values += [near.low95, near.high95]
     if one.interval is not None:
       ends = one.interval.low95, one.interval.high95
       axes.hlines(predicted, *ends, color=hue, lw=1.1, zorder=3)
@@ -198,4 +199,4 @@ def _predicted(axes, a: Analysis) -> None:
     )  # fmt: skip
   axes.set_xlabel('measured leverage')
   axes.set_ylabel('leverage by the joint law')
-  axes.legend(loc='upper left', fontsize=8.5)
+  axes.legend(loc='lower right', fontsize=8.5)
