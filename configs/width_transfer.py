@@ -9,8 +9,8 @@ Claim:    with maximal updates the best rate is that of the base width, for
 Command:  python -m moejax.main --config=configs/width_transfer.py
 Expect:   the best rate falls with the width under standard parametrisation
           (slope -1 of log2 for hidden matrices), and stays under the other.
-Measured: standard, dense: -1.68 in log2 from 32 to 128; the rest is not run
-          (experiments/2026_11_mup_transfer).
+Measured: dense, 32 to 128, in log2: -1.68 standard, +0.02 maximal; no
+          mixture yet (experiments/2026_11_mup_transfer).
 Differs:  2 layers, bytes, 200 steps; heads of 16 at all widths.
 """
 
