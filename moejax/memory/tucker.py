@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from moejax.memory import initial, tables
 from moejax.memory.halves import Halves, halves_flops, rank_dim
-from moejax.memory.retrieval import leading, tucker_top_k
+from moejax.memory.retrieval import check_k, leading, tucker_top_k
 from moejax.nn import contract, matrix_init
 from moejax.types import Context
 
@@ -72,6 +72,7 @@ class Tucker(nn.Module):
 
   def _retrieve(self, x_ND):
     size = rank_dim(self.head_dim, self.ranks)
+    check_k(self.k, self.keys)
     gain = self.gain
     if gain is None:
       gain = initial.gain(self.keys, size, self.k, self.ranks, self.cores)
