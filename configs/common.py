@@ -87,7 +87,7 @@ def base() -> ConfigDict:
     ('mlp', 'tensor'),
     ('vocab', 'tensor'),
     *((name, None) for name in ('kv', 'latent', 'layers')),
-    *((name, None) for name in ('memory', 'router', 'slots')),
+    *((name, None) for name in ('memory', 'router', 'slots', 'value')),
   )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
   config.evaluate = ConfigDict(

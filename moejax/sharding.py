@@ -33,6 +33,7 @@ RULES = (
   ('memory', None),
   ('router', None),
   ('slots', None),
+  ('value', None),
 )
 MOE = 'moe/'
 # Logical axes of an array with tokens, of one with rows, of one with neither.

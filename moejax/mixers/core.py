@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 
@@ -47,18 +49,20 @@ class Core(nn.Module):
     """
     k, v = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
     own = ctx.positions_BT, ctx.segments_BT
+    alone = functools.partial(_alone, window=self.window, scale=self.scale)
     if places is None and not sharding.cuts('time'):
       # A kernel runs on a device's own rows and heads.
       args, axes = (q_BTHK, k, v, *own), (HEADS, HEADS, HEADS, ROWS, ROWS)
-      return sharding.by_device(self._alone, args, axes, HEADS)
+      return sharding.by_device(alone, args, axes, HEADS)
     if places is None:
-      return self._alone(None, q_BTHK, k, v, *own)
+      return alone(None, q_BTHK, k, v, *own)
     others = places.positions_BS, places.segments_BS
     mask = visible(*own, *others, window=self.window)
     return attend(q_BTHK, k, v, mask, scale=self.scale)
 
-  def _alone(self, _axis, *args):
-    return attention(*args, window=self.window, scale=self.scale)
+
+def _alone(_axis, *args, **fields):
+  return attention(*args, **fields)
 
 
 def mean_seen(length: int, window: int | None = None) -> float:

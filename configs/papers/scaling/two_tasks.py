@@ -6,8 +6,7 @@ greedy decoding gives it; the generalisation gap is test loss minus train loss.
 Claim:    remembering improves with the total parameters; on reasoning what is
           held out saturates or gets worse, though the loss in training falls;
           top-k alone does little; active parameters help reasoning.
-Command:  python -m moejax.main
-          --config=configs/papers/scaling/optimal_sparsity.py
+Command:  python -m moejax.main --config=configs/papers/scaling/two_tasks.py
 Expect:   from 4 to 64 experts the accuracy on facts rises, the gap on chains
           widens, and the accuracy on held-out chains does not rise.
 Measured: facts with 16 and 64 experts only, too few to tell a trend; chains
