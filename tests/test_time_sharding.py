@@ -82,6 +82,7 @@ def check_equal(small, monkeypatch, blocks, losses=None):
     assert error < 1e-5, (name, error)
 
 
+@pytest.mark.slow
 def test_linear_mixers_give_the_loss_and_gradients_of_one_device(
   small, monkeypatch
 ):

@@ -24,14 +24,8 @@ def test_each_form_compiles_to_its_ideal_work_and_no_copies(
   _check(found)
 
 
-@pytest.mark.parametrize(
-  'topology',
-  [
-    # Tiles of any chip fit the smallest: one is enough by default.
-    pytest.param(name, marks=[] if name == 'v5e:2x2' else pytest.mark.slow)
-    for name in NAMES
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', NAMES)
 def test_large_shapes_compile_by_tiles_of_any_chip(topology, on_topology):
   found = on_topology('kernels/aot_grouped_matmul.py', topology, 'wide')
   assert len(found) == 9
