@@ -8,7 +8,7 @@ two of an inner sweep `:scale=pod_rates`. `--dry-run` tells the cells of each.
 Claim:    at equal compute more experts lower the loss (2507.17702, fig. 1).
 Command:  python -m moejax.main --config=configs/scaling.py
 Expect:   leverage above 1, larger where the activation ratio is smaller.
-Measured: 1.48 (1/4), 1.73 (1/16) at 1.5e11: experiments/2026_11_isoflop_cpu.
+Measured: 1.62 (1/4), 2.20 (1/16) at 4.5e11: experiments/2026_11_isoflop_hour.
 Differs:  bytes, models of 10^4 to 10^5 active parameters; no shared expert.
 """
 
