@@ -130,7 +130,7 @@ def test_every_member_that_the_readme_lists_is_there():
   rows = re.findall(
     r'^\| `([a-z.]+)` \| `.*` \| (.*) \|$', README, re.MULTILINE
   )
-  assert len(rows) == 11
+  assert len(rows) == 12
   for slot, members in rows:
     for member in re.findall(r'`(\w+)`', members):
       assert callable(find(f'{slot}.{member}'))
