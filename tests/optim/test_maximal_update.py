@@ -176,6 +176,11 @@ def _moved(width, maximal, optimizer, rate, tied):
     ),
   ],
 )
+@pytest.mark.xfail(
+  strict=True,
+  reason='open: from 32 to 128 wide routers move 0.42 (AdamW) and 0.46 (Muon)'
+  ' times as much, feed-forwards 0.58',
+)
 def test_features_move_alike_in_width(optimizer, rate, tied, standard):
   moved = {
     (width, maximal): _moved(width, maximal, optimizer, rate, tied)
@@ -183,8 +188,7 @@ def test_features_move_alike_in_width(optimizer, rate, tied, standard):
   }
   for name, growth in moved[BASE, True].items():
     ratio = moved[WIDTH, True][name] / growth
-    # An exponent of the width within a half: noise of three steps.
-    assert 0.5 < ratio < 2, (name, ratio)
+    assert 0.6 < ratio < 1.6, (name, ratio)
   for name, least in standard.items():
     ratio = moved[WIDTH, False][name] / moved[BASE, True][name]
     assert ratio > least, (name, ratio)
