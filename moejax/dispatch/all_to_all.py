@@ -1,47 +1,22 @@
 """Exchange by dense all-to-all, in as many rounds as the load takes."""
 
-from collections.abc import Callable
-
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moejax.dispatch import exchange, rounds, traffic
+from moejax.dispatch import rounds, traffic
 from moejax.dispatch.pick import pick, put
-from moejax.types import Chosen
 from pallas_kernels.route.api import permutation
 
 
-class AllToAll(nn.Module):
+class AllToAll(rounds.InRounds):
   """Choices to the ranks of their experts, in buffers of one size.
 
   A round has ceil(room * N * K / P) rows for each pair of ranks (N is of one
   device); choices past that wait for the next round, until none is left.
   Weights travel along, and outputs come back weighted.
 
-  Attributes:
-    room: of a fair share, is what a round holds. At P, one round always does.
-    stages: parts of the tokens, of which one can travel while another is
-      computed.
-    limit: `Chosen -> (Chosen, dropped share)`, such as `capacity.limit` with
-      its factor; None drops nothing.
+  Attributes: see `rounds.InRounds`.
   """
-
-  room: float = 1.5
-  stages: int = 1
-  limit: Callable | None = None
-
-  accepts = (Chosen,)
-
-  @nn.compact
-  def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
-    assignment = exchange.limited(self, assignment)
-    y_ND, told = exchange.across(
-      self._exchange, assignment, x_ND, experts, stages=self.stages
-    )
-    rounds.sow(self, told)
-    return y_ND
 
   def collective_bytes(
     self, layer: traffic.Layer, num_rounds: int = 1

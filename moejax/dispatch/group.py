@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+
+from moejax import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,26 +88,15 @@ def of_mesh(num_experts: int) -> Group | None:
 
   Tokens are cut over what the rules give to 'batch', 'time' and 'expert'.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  auto = {
-    name
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind == AxisType.Auto and mesh.shape[name] > 1
-  }
-
-  def over(name):
-    (axes,) = nn.logical_to_mesh_axes((name,))
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    return tuple(axis for axis in axes if axis in auto)
-
-  axes = over('expert')
-  devices = dict.fromkeys((*over('batch'), *over('time'), *axes))
+  axes = sharding.axes_of('expert')
+  batch, time = (sharding.axes_of(name) for name in ('batch', 'time'))
+  devices = tuple(dict.fromkeys((*batch, *time, *axes)))
   if not devices:
     return None
   return Group(
     axes=axes,
-    devices=tuple(devices),
-    ranks=math.prod(mesh.shape[a] for a in axes),
-    parts=math.prod(mesh.shape[a] for a in devices),
+    devices=devices,
+    ranks=sharding.size_of(axes),
+    parts=sharding.size_of(devices),
     num_experts=num_experts,
   )

@@ -1,19 +1,14 @@
 """Exchange by ragged all-to-all, one run of rows per rank and expert."""
 
-from collections.abc import Callable
-
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moejax.dispatch import exchange, rounds, segments, traffic
+from moejax.dispatch import rounds, segments, traffic
 from moejax.dispatch.pick import pick, put
-from moejax.types import Chosen
 from pallas_kernels.route.api import permutation
 
 
-class RaggedAllToAll(nn.Module):
+class RaggedAllToAll(rounds.InRounds):
   """Choices to the ranks of their experts, no more rows than there are.
 
   Each rank sends each expert its rows as one run, and they arrive in the order
@@ -21,28 +16,8 @@ class RaggedAllToAll(nn.Module):
   one device); what is past that waits for the next round, until none is left.
   CPUs have no such collective: there all rows go to all ranks.
 
-  Attributes:
-    room: of a fair share, is what a round holds. At P, one round always does.
-    stages: parts of the tokens, of which one can travel while another is
-      computed.
-    limit: `Chosen -> (Chosen, dropped share)`, such as `capacity.limit` with
-      its factor; None drops nothing.
+  Attributes: see `rounds.InRounds`.
   """
-
-  room: float = 1.5
-  stages: int = 1
-  limit: Callable | None = None
-
-  accepts = (Chosen,)
-
-  @nn.compact
-  def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
-    assignment = exchange.limited(self, assignment)
-    y_ND, told = exchange.across(
-      self._exchange, assignment, x_ND, experts, stages=self.stages
-    )
-    rounds.sow(self, told)
-    return y_ND
 
   def collective_bytes(
     self, layer: traffic.Layer, num_rounds: int = 1, emulated: bool = False

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.dispatch import exchange
 from moejax.dispatch.group import Group
+from moejax.types import Chosen
 
 
 def total(
@@ -95,12 +97,40 @@ def run(
   return y_ND.astype(args[0].dtype), told
 
 
-def sow(module: nn.Module, told: dict[str, jax.Array]) -> None:
-  """The most rounds of any stage, and the share of choices after the first."""
-  rounds = told['rounds'].max() if told else jnp.ones(())
-  frac = told['late_frac'].mean() if told else jnp.zeros(())
-  module.sow('stats', 'exchange_rounds', rounds)
-  module.sow('stats', 'exchange_late_frac', frac)
+class InRounds(nn.Module):
+  """A dispatch whose `_exchange` takes as many rounds as the load needs.
+
+  Sows `stats/exchange_rounds`, the most of any stage, and
+  `stats/exchange_late_frac`, the share of choices after the first round.
+
+  Attributes:
+    room: of a fair share, is what a round holds. At P, one round always does.
+    stages: parts of the tokens, of which one can travel while another is
+      computed.
+    limit: `Chosen -> (Chosen, dropped share)`, such as `capacity.limit` with
+      its factor; None drops nothing.
+  """
+
+  room: float = 1.5
+  stages: int = 1
+  limit: Callable | None = None
+
+  accepts = (Chosen,)
+
+  @nn.compact
+  def __call__(self, assignment: Chosen, x_ND: jax.Array, experts):
+    assignment = exchange.limited(self, assignment)
+    y_ND, told = exchange.across(
+      self._exchange, assignment, x_ND, experts, stages=self.stages
+    )
+    self._sow(told)
+    return y_ND
+
+  def _sow(self, told):
+    rounds = told['rounds'].max() if told else jnp.ones(())
+    frac = told['late_frac'].mean() if told else jnp.zeros(())
+    self.sow('stats', 'exchange_rounds', rounds)
+    self.sow('stats', 'exchange_late_frac', frac)
 
 
 def buffer_rows(room: float, choices: int, buffers: int = 1) -> int:
