@@ -90,12 +90,13 @@ class _Pairs(nn.Module):
     bias = self._bias(name, self.halves, width, axes=('router', 'embed'))
     return (gates_NHE.sum(1) @ bias).astype(dtype)
 
-  def _mixes(self):
-    """FLOPs per token of the sums over heads and halves."""
-    return 4 * self.heads * self.halves * self.hidden
-
-  def _router_flops(self, width):
-    return 4 * width * self.heads * self.halves
+  def flops(self, width: int) -> float:
+    """Forward FLOPs per token."""
+    router = 4 * width * self.heads * self.halves
+    dense = 4 * width * self.halves * self.hidden
+    mixes = 4 * self.heads * self.halves * self.hidden
+    biases = 2 * self.halves * width
+    return router + dense + mixes + biases
 
 
 def _mix(a_NEF, gates_NHE, others_NHE):
@@ -124,12 +125,6 @@ class Horizontal(_Pairs):
     y = self._out(_mix(a, first, second), 'down', width)
     y = y + self._biases(second, 'down_bias', width, y.dtype)
     return y.reshape(x_BTD.shape)
-
-  def flops(self, width: int) -> float:
-    """Forward FLOPs per token."""
-    dense = 4 * width * self.halves * self.hidden
-    biases = 2 * self.halves * width
-    return self._router_flops(width) + dense + self._mixes() + biases
 
 
 class Vertical(_Pairs):
@@ -163,9 +158,3 @@ class Vertical(_Pairs):
       y = y + self._biases(own, f'bias_{i}', width // 2, y.dtype)
       halves.append(y)
     return jnp.concatenate(halves, -1).reshape(x_BTD.shape)
-
-  def flops(self, width: int) -> float:
-    """Forward FLOPs per token."""
-    dense = 4 * width * self.halves * self.hidden
-    biases = 2 * self.halves * width
-    return self._router_flops(width) + dense + self._mixes() + biases

@@ -65,9 +65,8 @@ class ProductKey(Retrieval):
   def __call__(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     ids_NK, weights_NK = self.shares(x_ND, ctx.valid_N)
-    read = self.values.read(x_ND.shape[1], ctx)
-    ids_NK = tables.slots_of(ids_NK, read, self.keys**2)
-    y = tables.lookup(read[0], ids_NK, weights_NK)
+    read = tables.rows_of(self.values, x_ND.shape[1], ctx, ids_NK, self.keys**2)
+    y = tables.lookup(*read, weights_NK)
     return y.astype(x_BTD.dtype).reshape(x_BTD.shape)
 
   def active_fracs(self) -> dict[str, float]:

@@ -38,8 +38,7 @@ class SingleNeuron(Retrieval):
     ids_NK, share_NK = self.shares(x_ND, ctx.valid_N)
 
     def read(table):
-      found = table.read(width, ctx)
-      return found[0], tables.slots_of(ids_NK, found, self.keys**2)
+      return tables.rows_of(table, width, ctx, ids_NK, self.keys**2)
 
     hidden_NK = self.activation(tables.products(*read(self.pre_values), x_ND))
     y = tables.lookup(*read(self.values), share_NK * hidden_NK)

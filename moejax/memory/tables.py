@@ -82,20 +82,24 @@ class Window(nn.Module):
     return table_SD, self.stride * ctx.layer
 
 
-def slots_of(ids_NK: jax.Array, read: tuple, seen: int) -> jax.Array:
-  """The rows of a table that ids in [0, seen) are.
+def rows_of(
+  table: Table | Window, width: int, ctx: Context, ids_NK: jax.Array, seen: int
+) -> tuple[jax.Array, jax.Array]:
+  """A whole table, and the rows of it that ids in [0, seen) are.
 
   Raises:
     ValueError: if the table has fewer rows.
   """
-  table_SD, start = read
+  table_SD, start = table.read(width, ctx)
   slots = table_SD.shape[0]
   if seen > slots:
     raise ValueError(
       f'keys make {seen} slots, but the table has {slots}; raise its slots to '
       f'{seen} or lower keys to {int(slots**0.5)}.'
     )
-  return ids_NK if isinstance(start, int) else (ids_NK + start) % slots
+  if not isinstance(start, int):
+    ids_NK = (ids_NK + start) % slots
+  return table_SD, ids_NK
 
 
 def active_fracs(rows: int, **tables: nn.Module) -> dict[str, float]:

@@ -60,8 +60,7 @@ class Tucker(nn.Module):
     self._report(weights, ctx)
 
     def read(table):
-      found = table.read(width, ctx)
-      return found[0], tables.slots_of(ids_NK, found, self.keys**2)
+      return tables.rows_of(table, width, ctx, ids_NK, self.keys**2)
 
     pre_SD, pre_ids_NK = read(self.pre_values)
     x = contract(x_ND, self._matrix('pre', width, pre_SD.shape[1]))

@@ -18,7 +18,7 @@ TOKENS = 64
 def lookup(table_SD, ids_NK, weights_NKC):
   """As the reference; no array of the rows of all tokens is made."""
   n, d = len(ids_NK), table_SD.shape[1]
-  ids_NK, weights_NKC = (_whole_columns(a) for a in (ids_NK, weights_NKC))
+  columns = in_blocks(COLUMNS, ids_NK.T, weights_NKC.swapaxes(0, 1))
 
   def add(y_ND, columns):
     # One loop over tokens, which reads some rows of each at once.
@@ -28,18 +28,7 @@ def lookup(table_SD, ids_NK, weights_NKC):
 
   # Made of the ids, so that it varies over the same devices.
   zeros = jnp.zeros((n, d), jnp.float32) + 0 * ids_NK[0, 0]
-  columns = (_by_column(a) for a in (ids_NK, weights_NKC))
-  return jax.lax.scan(add, zeros, tuple(columns))[0]
-
-
-def _whole_columns(a):
-  after = -a.shape[1] % min(COLUMNS, a.shape[1])
-  return jnp.pad(a, ((0, 0), (0, after), *((0, 0),) * (a.ndim - 2)))
-
-
-def _by_column(a):
-  a = a.swapaxes(0, 1)
-  return a.reshape(-1, min(COLUMNS, len(a)), *a.shape[1:])
+  return jax.lax.scan(add, zeros, columns)[0]
 
 
 def gradient(ids_NK, weights_NKC, dy_ND, *, slots):

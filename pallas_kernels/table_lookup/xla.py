@@ -113,7 +113,7 @@ def expand(weights_C, width):
 
 
 def in_blocks(size, *arrays):
-  """Arrays of tokens, cut; what is added at the end has row 0, weight 0."""
+  """Arrays cut along their first axis; what is added has row 0, weight 0."""
   n = len(arrays[0])
   size = min(size, n)
   cut = (
