@@ -114,11 +114,15 @@ def _ahead(k: Known, factor: int, flops: float) -> Ahead | None:
   laws = (k.allocations.get('size'), k.allocations.get('tokens'), k.frontier)
   at = np.array([flops])
   other = tuple(None if law is None else float(law(at)[0]) for law in laws)
-  best = None if k.surface is None else optimum(k.surface.theta, at, k.cost)
+  best = (
+    None
+    if k.surface is None
+    else forms.optimum_if_any(k.surface.theta, at, k.cost)
+  )
   if best is not None:
     by = SURFACE
     point = tuple(float(v[0]) for v in best)
-    rows = [optimum(t, at, k.cost) for t in k.surface.drawn()]
+    rows = [forms.optimum_if_any(t, at, k.cost) for t in k.surface.drawn()]
     gap = np.full((3, 1), np.nan)
     drawn = [gap if row is None else np.array(row) for row in rows]
     table = np.array(drawn)[:, :, 0].T if drawn else [None] * 3
@@ -145,14 +149,6 @@ def _ahead(k: Known, factor: int, flops: float) -> Ahead | None:
     table[2],
     tuple(_doubts(k, point[2], near[2], beyond, table[2])),
   )
-
-
-def optimum(theta: forms.Theta, flops: np.ndarray, cost: forms.Cost):
-  """Size, tokens and loss as `forms.optimum`; None if it has none."""
-  try:
-    return forms.optimum(theta, flops, cost)
-  except ValueError:
-    return None
 
 
 def _doubts(k: Known, loss, near, beyond, drawn):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moejax.scaling import resample, trends
 from moejax.scaling.ahead import Ahead, Choice
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import count, number, span
+from moejax.scaling.page import count, count_span, number, span
 from moejax.scaling.trends import Trend
 
 VERBS = {1: 'rises', -1: 'falls'}
@@ -157,7 +157,7 @@ def _between(near) -> str:
 
 
 def _counts(near) -> str:
-  return f' [{count(near.low95)}, {count(near.high95)}]' if near else ''
+  return f' {count_span(near.low95, near.high95)}' if near else ''
 
 
 def _rates(one: Ahead) -> str:
@@ -187,7 +187,7 @@ def _before(a: Analysis) -> list[str]:
     out.append(f'First add sizes where no vertex lies inside: {each}.')
   if a.noise is None:
     out.append('First repeat some cells with other seeds: noise is unknown.')
-  far = [l for l in a.leverages if any('beyond' in n for n in l.notes)]
+  far = [l for l in a.leverages if 'beyond' in (l.extrapolation or '')]
   if far:
     out.append(
       f'To measure the leverages that are extrapolated, run {a.dense} at '

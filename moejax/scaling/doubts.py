@@ -46,9 +46,7 @@ def doubts(a: Analysis) -> list[str]:
 
 
 def _extrapolations(a: Analysis) -> list[str]:
-  far = [
-    l for l in a.leverages if any(n.startswith('extrapolated') for n in l.notes)
-  ]
+  far = [l for l in a.leverages if l.extrapolation]
   if not far:
     return []
   each = ', '.join(f'{l.variant} at {number(l.budget, 2)}' for l in far)

@@ -174,7 +174,5 @@ def _predict(variant, seen, last, draws) -> HeldOut:
 
 def least_loss(theta: forms.Theta, flops: float, cost: forms.Cost) -> float:
   """Least loss of a surface at training FLOPs; nan without an optimum."""
-  try:
-    return float(forms.optimum(theta, np.array([flops]), cost)[2][0])
-  except ValueError:
-    return float('nan')
+  found = forms.optimum_if_any(theta, np.array([flops]), cost)
+  return float('nan') if found is None else float(found[2][0])

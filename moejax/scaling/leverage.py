@@ -70,6 +70,12 @@ class Leverage:
   granularity: float
   draws: np.ndarray | None = None
 
+  @property
+  def extrapolation(self) -> str | None:
+    """The note on how far outside the budgets of dense it lies, if it does."""
+    found = [note for note in self.notes if note.startswith('extrapolated')]
+    return found[0] if found else None
+
 
 def frontier(fitted: Sequence[Parabola], *, draws: int = 300) -> Law:
   """Least loss of one variant as a law of training FLOPs.

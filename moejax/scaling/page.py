@@ -228,6 +228,11 @@ def percent(value: float | None) -> str:
   return f'{100 * value:+.2f}%'
 
 
+def count_span(low: float, high: float) -> str:
+  """`[low, high]` of counts."""
+  return f'[{count(low)}, {count(high)}]'
+
+
 def span(low: float, high: float, digits: int = 4) -> str:
   """An interval."""
   return f'[{number(low, digits)}, {number(high, digits)}]'

@@ -86,8 +86,7 @@ def _leverage(l: Leverage, dense: str) -> str:
     f'{number(l.budget, 2)} FLOPs; {dense} is estimated to need that many '
     'times its compute for the same loss'
   )
-  beyond = [n for n in l.notes if n.startswith('extrapolated')]
-  return f'{text} ({beyond[0]}).' if beyond else f'{text}.'
+  return f'{text} ({l.extrapolation}).' if l.extrapolation else f'{text}.'
 
 
 def _between(l: Leverage) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moejax.scaling import fit, page, resample, runs
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import count, number, percent, span
+from moejax.scaling.page import count, count_span, number, percent, span
 
 SHOWN_VALUES = 6
 
@@ -69,17 +69,13 @@ def vertex_table(a: Analysis) -> page.Table:
         )
       rows.append((
         variant, number(p.budget, 3), str(len(np.unique(p.sizes))),
-        str(len(p.runs)), count(p.size), _counts(*p.flat) if p.flat else '-',
-        _counts(size.low95, size.high95) if size else '-', count(p.tokens),
+        str(len(p.runs)), count(p.size), count_span(*p.flat) if p.flat else '-',
+        count_span(size.low95, size.high95) if size else '-', count(p.tokens),
         number(p.loss), span(loss.low95, loss.high95) if loss else '-',
         '-' if p.draws is None else f'{p.draws.interior.mean():.0%}',
         '; '.join(p.flags) or '-',
       ))  # fmt: skip
   return page.Table(header, rows)
-
-
-def _counts(low, high) -> str:
-  return f'[{count(low)}, {count(high)}]'
 
 
 def fits(a: Analysis) -> Iterator[tuple[str, str, fit.Fit, tuple]]:

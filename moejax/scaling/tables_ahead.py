@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moejax.scaling import claims, page
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import count, number, span
+from moejax.scaling.page import count, count_span, number, span
 
 
 def trend_table(a: Analysis) -> page.Table:
@@ -56,7 +56,7 @@ def ahead_table(a: Analysis) -> page.Table:
 
 
 def _counts(near) -> str:
-  return f'[{count(near.low95)}, {count(near.high95)}]' if near else '-'
+  return count_span(near.low95, near.high95) if near else '-'
 
 
 def rate_table(a: Analysis) -> page.Table:

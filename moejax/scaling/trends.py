@@ -111,8 +111,8 @@ def _name(key) -> str:
 def _trend(axis, where, groups, place) -> Trend:
   slope, drawn = _slope(groups, place)
   flat = [l for mine in groups for l in mine]
-  far = [l for l in flat if _extrapolated(l)]
-  near = [[l for l in mine if not _extrapolated(l)] for mine in groups]
+  far = [l for l in flat if l.extrapolation]
+  near = [[l for l in mine if not l.extrapolation] for mine in groups]
   near = [g for g in near if len({_still(place(l)) for l in g}) > 1]
   inside = None
   if far and near:
@@ -129,10 +129,6 @@ def _trend(axis, where, groups, place) -> Trend:
     inside,
     lost,
   )
-
-
-def _extrapolated(one: Leverage) -> bool:
-  return any(note.startswith('extrapolated') for note in one.notes)
 
 
 def _slope(groups, place) -> tuple[float, np.ndarray | None]:

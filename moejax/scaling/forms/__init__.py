@@ -20,7 +20,7 @@ from moejax.scaling.forms.loss import (
   routed,
   sparsity,
 )
-from moejax.scaling.forms.optimum import SIX, Cost, optimum
+from moejax.scaling.forms.optimum import SIX, Cost, optimum, optimum_if_any
 from moejax.scaling.forms.power_sum import (
   EXPONENT_RANGE,
   Covariates,
@@ -48,6 +48,7 @@ __all__ = [
   'joint',
   'learning_rate',
   'optimum',
+  'optimum_if_any',
   'over_training',
   'repetition',
   'routed',

@@ -74,3 +74,13 @@ def optimum(
   size = np.exp(log_size)
   tokens = cost.tokens(size, flops)
   return size, tokens, chinchilla(theta, {'N': size, 'D': tokens})
+
+
+def optimum_if_any(
+  theta: Theta, flops: np.ndarray, cost: Cost = SIX
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+  """As `optimum`; None if there is no interior minimum."""
+  try:
+    return optimum(theta, flops, cost)
+  except ValueError:
+    return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from moejax.scaling import ticks
-from moejax.scaling.ahead import FACTORS, optimum
+from moejax.scaling import forms, ticks
+from moejax.scaling.ahead import FACTORS
 from moejax.scaling.analysis import Analysis
 from moejax.scaling.plots.style import (
   GUIDE,
@@ -59,11 +59,11 @@ def ahead(a: Analysis) -> Figure:
 
 
 def _law(axes, x, surface, cost, hue) -> None:
-  best = optimum(surface.theta, x, cost)
+  best = forms.optimum_if_any(surface.theta, x, cost)
   if best is None:
     return
   axes.plot(x, best[2], '-', color=hue, zorder=3)
-  drawn = [optimum(theta, x, cost) for theta in surface.drawn()]
+  drawn = [forms.optimum_if_any(theta, x, cost) for theta in surface.drawn()]
   drawn = [d[2] for d in drawn if d is not None]
   if len(drawn) > 20:
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
