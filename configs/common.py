@@ -196,6 +196,17 @@ def beside(memory: ConfigDict, hidden: int) -> ConfigDict:
   return node('moe.Sum', parts={'dense': dense(hidden), 'memory': memory})
 
 
+def sigmoid_router(ffn: ConfigDict, scale: float) -> ConfigDict:
+  """A mixture that weighs by sigmoids and is balanced by selection biases.
+
+  `train.bias_update` moves these; `scale` is of the normalised weights.
+  """
+  ffn.router.affinity = node('routers.affinities.sigmoid')
+  ffn.router.weigh = node('routers.weigh.sigmoid', scale=scale)
+  ffn.router.selection_bias = True
+  return ffn
+
+
 def block(mixer: ConfigDict, ffn: ConfigDict | None) -> ConfigDict:
   """A pre-norm block; without a feed-forward if that is None."""
   return node('blocks.PreNorm', mixer=mixer, ffn=ffn)

@@ -5,6 +5,7 @@ A scale is a dict. What is read here: `budgets`, training FLOPs -> places in
 row); `seeds`, how many; `decline`, (budget, exponent) of the learning rate,
 which falls as that power of the budget; `rates`, budget -> the size whose
 learning rate, undeclined, and batch are varied for the variants in `rated`;
+`pod`, whether it wants one; `head_dim` and `fields`, of the models;
 `plan`, a node that chooses among the cells (or checks them, without `choose`);
 `report`, None for none.
 """
@@ -40,7 +41,14 @@ def parse(
   return arg, scale
 
 
-def base(scale: dict, pod: bool) -> ConfigDict:
+def model(scale: dict, size: tuple[int, int], ffn: ConfigDict) -> ConfigDict:
+  """Attention and `ffn` in every layer; `size` is (width, layers)."""
+  width, layers = size
+  layer = common.block(common.attention(width // scale['head_dim']), ffn)
+  return common.uniform(layer, layers, width=width, **scale['fields'])
+
+
+def base(scale: dict) -> ConfigDict:
   """The config that the cells override, for this machine or for a pod.
 
   A run of role 'law' is fitted; those of role 'rates' vary the learning rate
@@ -61,7 +69,7 @@ def base(scale: dict, pod: bool) -> ConfigDict:
   report = common.node('scaling.report.isoflop')
   config.sweep.report = scale.get('report', report)
   config.sweep.plan = scale.get('plan')
-  if pod:
+  if scale.get('pod'):
     config.data = common.text_of('data')
     config.mesh.expert = 8
     config.checkpoint.every_steps = 500

@@ -50,6 +50,7 @@ POD = CPU | dict(
   batch=(256, 4096),
   head_dim=64,
   peak=0.04,
+  pod=True,
   decline=(1.0, 0.0),
 )
 POD_PLAN = dict(
@@ -68,7 +69,7 @@ SCALES = {'cpu': CPU, 'hour': HOUR, 'pod': POD, 'pod_rates': POD_RATES}
 
 def get_config(arg=None):
   arg, scale = isoflop.parse(arg, SCALES)
-  config = isoflop.base(scale, pod='pod' in arg.scale)
+  config = isoflop.base(scale)
   config.model = _model(scale, scale['sizes'][0], None)
   return common.two_steps(config) if arg.smoke else config
 
@@ -92,8 +93,6 @@ def _cell(scale, variant, budget, place):
 
 def _model(scale, size, experts):
   """Equal active parameters, whatever the experts."""
-  width, layers = size
+  width = size[0]
   moe = experts and common.moe(experts, k=2, hidden=width)
-  mixer = common.attention(width // scale['head_dim'])
-  layer = common.block(mixer, moe or common.dense(2 * width))
-  return common.uniform(layer, layers, width=width, **scale['fields'])
+  return isoflop.model(scale, size, moe or common.dense(2 * width))

@@ -48,13 +48,11 @@ def get_config(arg=None):
   arg = common.parse_arg(arg, smoke=False)
   sizes = SMOKE if arg.smoke else PUBLISHED
   ffn = common.moe(**sizes['experts'], balance=None)
+  ffn = common.sigmoid_router(ffn, scale=2.5)
   ffn.dispatch = common.node('dispatch.AllToAll')
-  ffn.router.affinity = common.node('routers.affinities.sigmoid')
   ffn.router.select = common.node(
     'routers.select.group_limited', num_groups=8, kept_groups=4
   )
-  ffn.router.weigh = common.node('routers.weigh.sigmoid', scale=2.5)
-  ffn.router.selection_bias = True
   mixer = common.node('mixers.Latent', **sizes['latent'])
   dense = common.block(mixer, common.dense(sizes['dense']))
   config = common.base()

@@ -36,10 +36,8 @@ def get_config(arg=None):
   arg = common.parse_arg(arg, smoke=False)
   sizes = SMOKE if arg.smoke else PUBLISHED
   ffn = common.moe(**sizes['experts'], balance=None)
+  ffn = common.sigmoid_router(ffn, scale=2.446)
   ffn.dispatch = common.node('dispatch.AllToAll')
-  ffn.router.affinity = common.node('routers.affinities.sigmoid')
-  ffn.router.weigh = common.node('routers.weigh.sigmoid', scale=2.446)
-  ffn.router.selection_bias = True
   kda = common.kda(*sizes['kda'])
   latent = common.node('mixers.Latent', rope_theta=None, **sizes['latent'])
   config = common.base()

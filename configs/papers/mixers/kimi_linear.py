@@ -34,9 +34,7 @@ PAPER = dict(
 def get_config(arg=None):
   arg = common.parse_arg(arg, latent=False, smoke=False)
   experts = common.moe(32, k=7, hidden=64, shared=64, balance=None)
-  experts.router.affinity = common.node('routers.affinities.sigmoid')
-  experts.router.weigh = common.node('routers.weigh.sigmoid', scale=2.446)
-  experts.router.selection_bias = True
+  experts = common.sigmoid_router(experts, scale=2.446)
   config = common.baseline(experts, smoke=arg.smoke)
   config.train.bias_update = common.node('balance.bias_update', rate=1e-3)
   latent = common.node(

@@ -47,9 +47,9 @@ SCALES = {
 
 def get_config(arg=None):
   arg, scale = isoflop.parse(arg, SCALES)
-  config = isoflop.base(scale, pod=arg.scale == 'pod')
+  config = isoflop.base(scale)
   size = scale['sizes'][0]
-  config.model = _model(scale, size, common.dense(2 * size[0]))
+  config.model = isoflop.model(scale, size, common.dense(2 * size[0]))
   config.labels.update(granularity=1.0, shared_experts=0)
   return common.two_steps(config) if arg.smoke else config
 
@@ -74,11 +74,5 @@ def _cell(scale, variant, budget, place):
       'labels.granularity': 2 * width / hidden,
       'labels.shared_experts': shared,
     }
-  model, peak = _model(scale, size, ffn), scale['peak'] * width**-0.5
+  model, peak = isoflop.model(scale, size, ffn), scale['peak'] * width**-0.5
   return isoflop.cell(variant, budget, model, peak=peak, **labels)
-
-
-def _model(scale, size, ffn):
-  width, layers = size
-  layer = common.block(common.attention(width // scale['head_dim']), ffn)
-  return common.uniform(layer, layers, width=width, **scale['fields'])

@@ -38,7 +38,7 @@ SCALES = {
 
 def get_config(arg=None):
   arg, scale = isoflop.parse(arg, SCALES)
-  config = isoflop.base(scale, pod=arg.scale == 'pod')
+  config = isoflop.base(scale)
   config.model = _model(scale, scale['sizes'][0], 1)
   config.labels.update(sparsity=1, shared_experts=0)
   return common.two_steps(config) if arg.smoke else config
@@ -66,11 +66,10 @@ def _cell(scale, variant, budget, place):
 
 
 def _model(scale, size, sparsity):
-  width, layers = size
+  width = size[0]
   # With the shared one, used experts are about as wide as a dense layer.
   hidden = 2 * width // (USED + 1)
   ffn = common.dense(2 * width)
   if sparsity > 1:
     ffn = common.moe(USED * sparsity, USED, hidden, shared=hidden)
-  layer = common.block(common.attention(width // scale['head_dim']), ffn)
-  return common.uniform(layer, layers, width=width, **scale['fields'])
+  return isoflop.model(scale, size, ffn)
