@@ -5,9 +5,14 @@ benchmarks beside this file import it by path.
 """
 
 import os
+import pathlib
+import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
 
+import numpy as np
 from absl import flags
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Paired rounds.')
@@ -50,3 +55,31 @@ class Side:
   def close(self) -> None:
     self.process.stdin.close()
     self.process.wait()
+
+
+def spread(values: Iterable[float]) -> str:
+  """The median, and all values in order."""
+  values = sorted(values)
+  inside = ' '.join(f'{v:.2f}' for v in values)
+  return f'{statistics.median(values):.2f} ({inside})'
+
+
+def check(ours: Side, peer: Side) -> None:
+  """Raises unless outputs and gradients of both agree.
+
+  A side answers `check PATH` by writing its arrays there, as .npz.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    found = []
+    for side in (ours, peer):
+      path = pathlib.Path(folder, f'{side.name}.npz')
+      side.ask(f'check {path}')
+      found.append(np.load(path))
+    for name, a in found[0].items():
+      b = found[1][name]
+      error = np.abs(a - b).max() / np.abs(b).max()
+      if not error < 1e-4:
+        raise RuntimeError(
+          f'{ours.name} and {peer.name} differ in {name}: {error:.1e} of the '
+          'largest value; no time is worth reading before that is mended.'
+        )

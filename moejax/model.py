@@ -8,12 +8,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moejax import costs
 from moejax.nn import RmsNorm
 from moejax.optim import MaximalUpdate
 from moejax.types import Context, Outputs, Shared, State, Stream
@@ -224,7 +224,7 @@ class Model(nn.Module):
     }
     rows = collections.Counter()
     for _, block, repeats in self.layer_paths():
-      for name, count in _rows_read(block).items():
+      for name, count in costs.told(block, 'rows_read').items():
         rows[name] += repeats * count
     return own | {
       f'shared_{name}': min(1.0, count / self.shared[name].slots)
@@ -239,15 +239,6 @@ class Model(nn.Module):
     """The same for each part; `head` may have no parameters of its own."""
     parts = {}
     for path, block, repeats in self.layer_paths():
-      inner = getattr(block, 'flops_by_path', None)
-      if inner is None:
-        parts[path] = repeats * block.flops(self.width, length)
-      else:
-        for name, flops in inner(self.width, length).items():
-          parts[f'{path}/{name}'] = repeats * flops
+      found = costs.flops_under(path, block, self.width, length)
+      parts |= {name: repeats * flops for name, flops in found.items()}
     return parts | {'head': 2 * self.width * self.vocab}
-
-
-def _rows_read(block: Any) -> dict[str, int]:
-  """Rows of shared tables that a block reads for a token."""
-  return getattr(block, 'rows_read', dict)()

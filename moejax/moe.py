@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax
 
-from moejax import sharding, stats
+from moejax import costs, sharding, stats
 from moejax.types import Context, Padded
 
 
@@ -118,14 +118,14 @@ class Sum(nn.Module):
     return {
       f'parts_{name}/{path}': frac
       for name, part in self.parts.items()
-      for path, frac in getattr(part, 'active_fracs', dict)().items()
+      for path, frac in costs.told(part, 'active_fracs').items()
     }
 
   def rows_read(self) -> dict[str, int]:
     """Rows of shared tables that one token reads, by the table's name."""
     rows = collections.Counter()
     for part in self.parts.values():
-      rows.update(getattr(part, 'rows_read', dict)())
+      rows.update(costs.told(part, 'rows_read'))
     return dict(rows)
 
   def flops(self, width: int) -> float:

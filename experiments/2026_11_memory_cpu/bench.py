@@ -8,11 +8,8 @@ First both sides' outputs and gradients are compared, then they take turns.
 
 import os
 import pathlib
-import statistics
 import sys
-import tempfile
 
-import numpy as np
 from absl import app, flags
 
 HERE = pathlib.Path(__file__).parent
@@ -28,7 +25,7 @@ def main(argv):
     raise app.UsageError(f'stray arguments: {" ".join(argv[1:])}')
   ours = turns.Side('moejax', sys.executable, str(HERE / 'ours.py'))
   peer = turns.Side('torch', turns.TORCH_PYTHON.value, str(HERE / 'peer.py'))
-  check(ours, peer)
+  turns.check(ours, peer)
   rounds = [turn(ours, peer, number) for number in range(turns.ROUNDS.value)]
   for side in (ours, peer):
     side.close()
@@ -37,9 +34,11 @@ def main(argv):
   bound = [problem.moved_bytes() / (2 * table_bytes / s) for s in copies]
   print('| ms: ours | copy of a table | bound | torch | of bound | of torch |')
   print('|---|---|---|---|---|---|')
-  cells = [spread(1e3 * s for s in v) for v in (passes, copies, bound, others)]
-  cells.append(spread(a / b for a, b in zip(passes, bound, strict=True)))
-  cells.append(spread(b / a for a, b in zip(passes, others, strict=True)))
+  cells = [
+    turns.spread(1e3 * s for s in v) for v in (passes, copies, bound, others)
+  ]
+  cells.append(turns.spread(a / b for a, b in zip(passes, bound, strict=True)))
+  cells.append(turns.spread(b / a for a, b in zip(passes, others, strict=True)))
   print(f'| {" | ".join(cells)} |')
   print(f'load average: {os.getloadavg()[0]:.1f}')
 
@@ -51,30 +50,6 @@ def turn(ours, peer, number) -> tuple[float, float, float]:
     answer = side.ask(str(CALLS.value)).split()
     found[side.name] = [float(word) for word in answer]
   return (*found['moejax'], *found['torch'])
-
-
-def spread(values) -> str:
-  values = sorted(values)
-  inside = ' '.join(f'{v:.2f}' for v in values)
-  return f'{statistics.median(values):.2f} ({inside})'
-
-
-def check(ours, peer) -> None:
-  """Raises unless outputs and gradients of both agree."""
-  with tempfile.TemporaryDirectory() as folder:
-    found = []
-    for side in (ours, peer):
-      path = pathlib.Path(folder, f'{side.name}.npz')
-      side.ask(f'check {path}')
-      found.append(np.load(path))
-    for name, a in found[0].items():
-      b = found[1][name]
-      error = np.abs(a - b).max() / np.abs(b).max()
-      if not error < 1e-4:
-        raise RuntimeError(
-          f'{ours.name} and {peer.name} differ in {name}: {error:.1e} of the '
-          'largest value; no time is worth reading before that is mended.'
-        )
 
 
 if __name__ == '__main__':

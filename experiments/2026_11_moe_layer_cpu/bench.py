@@ -11,9 +11,7 @@ import os
 import pathlib
 import statistics
 import sys
-import tempfile
 
-import numpy as np
 from absl import app, flags
 
 HERE = pathlib.Path(__file__).parent
@@ -60,7 +58,7 @@ def row(shape: problem.Layer, skew: str) -> str:
     for name in PEERS.value
   ]
   for peer in peers:
-    check(ours, peer)
+    turns.check(ours, peer)
   layers, products, seconds = [], [], [[] for _ in peers]
   for number in range(turns.ROUNDS.value):
     # Who goes first alternates.
@@ -77,35 +75,12 @@ def row(shape: problem.Layer, skew: str) -> str:
   shares = [a / b for a, b in zip(rates, products, strict=True)]
   cells = [text.replace(',', ', '), skew]
   cells += [f'{statistics.median(v):.0f}' for v in (rates, products)]
-  cells.append(spread(shares))
+  cells.append(turns.spread(shares))
   cells += [
-    spread([b / a for a, b in zip(layers, peer, strict=True)])
+    turns.spread([b / a for a, b in zip(layers, peer, strict=True)])
     for peer in seconds
   ]
   return f'| {" | ".join(cells)} |'
-
-
-def spread(values) -> str:
-  inside = ' '.join(f'{v:.2f}' for v in sorted(values))
-  return f'{statistics.median(values):.2f} ({inside})'
-
-
-def check(ours, peer) -> None:
-  """Raises unless outputs and gradients of both agree."""
-  with tempfile.TemporaryDirectory() as folder:
-    found = []
-    for side in (ours, peer):
-      path = pathlib.Path(folder, f'{side.name}.npz')
-      side.ask(f'check {path}')
-      found.append(np.load(path))
-    for name, a in found[0].items():
-      b = found[1][name]
-      error = np.abs(a - b).max() / np.abs(b).max()
-      if not error < 1e-4:
-        raise RuntimeError(
-          f'{ours.name} and {peer.name} differ in {name}: {error:.1e} of the '
-          'largest value; no time is worth reading before that is mended.'
-        )
 
 
 if __name__ == '__main__':

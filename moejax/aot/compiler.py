@@ -89,9 +89,13 @@ def heap_bytes(stats) -> int:
 
   `temp_size_in_bytes` counts the gaps between arrays twice.
   """
+  return (live_bytes(stats) + stats.temp_size_in_bytes) // 2
+
+
+def live_bytes(stats) -> int:
+  """The most that is in use at a time beside arguments and results."""
   outside = stats.argument_size_in_bytes + stats.output_size_in_bytes
-  live = stats.peak_memory_in_bytes - outside + stats.alias_size_in_bytes
-  return (live + stats.temp_size_in_bytes) // 2
+  return stats.peak_memory_in_bytes - outside + stats.alias_size_in_bytes
 
 
 def _memory(parts, machine, compiled, program, refused):

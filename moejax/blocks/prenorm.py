@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from moejax import costs
 from moejax.nn import RmsNorm
 from moejax.types import Context, State, Stream
 
@@ -39,12 +40,12 @@ class PreNorm(nn.Module):
     return {
       f'{name}/{path}': frac
       for name in ('mixer', 'ffn')
-      for path, frac in _of(getattr(self, name), 'active_fracs').items()
+      for path, frac in costs.told(getattr(self, name), 'active_fracs').items()
     }
 
   def rows_read(self) -> dict[str, int]:
     """Rows of shared tables that one token reads, by the table's name."""
-    return _of(self.ffn, 'rows_read')
+    return costs.told(self.ffn, 'rows_read')
 
   def flops(self, width: int, length: int) -> float:
     """Forward FLOPs per token in sequences of `length`."""
@@ -55,11 +56,4 @@ class PreNorm(nn.Module):
     parts = {'mixer': self.mixer.flops(width, length)}
     if self.ffn is None:
       return parts
-    inner = getattr(self.ffn, 'flops_by_path', None)
-    if inner is None:
-      return parts | {'ffn': self.ffn.flops(width)}
-    return parts | {f'ffn/{p}': n for p, n in inner(width).items()}
-
-
-def _of(part, method):
-  return getattr(part, method, dict)()
+    return parts | costs.flops_under('ffn', self.ffn, width)

@@ -35,23 +35,22 @@ def cost(layer, direction, where, fast_bytes):
 
   `live_bytes` is the most that is in use at a time beside arguments and
   results. What is reserved, `heap_bytes`, can be more where the compiler
-  packs arrays with gaps: `temp_size_in_bytes` counts the gaps twice.
+  packs arrays with gaps.
   """
+  from moejax.aot import compiler
   from pallas_kernels.expert_ffn import memory
 
   backward = direction == 'both'
   compiled = compile_layer(layer, backward, where, 'bfloat16')
   stats = compiled.memory_analysis()
-  outside = stats.argument_size_in_bytes + stats.output_size_in_bytes
-  live = stats.peak_memory_in_bytes - outside + stats.alias_size_in_bytes
   problem = memory.Problem(layer)
   router = 2 * layer.tokens * layer.d * layer.experts
   ideal = layer.flops() + backward * layer.flops(backward=True)
   return {
     'flops': compiled.cost_analysis()['flops'],
     'ideal_flops': ideal + router * (3 if backward else 1),
-    'live_bytes': live,
-    'heap_bytes': (live + stats.temp_size_in_bytes) // 2,
+    'live_bytes': compiler.live_bytes(stats),
+    'heap_bytes': compiler.heap_bytes(stats),
     'model_bytes': memory.temporary(problem, backward),
     'least_model_bytes': memory.temporary(problem, backward, fast_bytes),
   }
