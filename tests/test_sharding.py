@@ -4,52 +4,28 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
-from moejax import balance, sharding, step, validate
+from moejax import sharding, validate
 from moejax.parts import Parts
 from pallas_kernels import chips
+from tests import steps
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 MESHES = {'8x1': (8, 1), '4x2': (4, 2), '2x4': (2, 4)}
 
 
 def config(small, data, expert):
-  router = common.node(
-    'routers.Router',
-    score=common.node('routers.scores.Linear', num_experts=4),
-    k=2,
-    select=common.node('routers.select.top_k'),
-    weigh=common.node('routers.weigh.sigmoid'),
-    selection_bias=True,
-  )
-  blocks = {'sparse': small.sparse(router=router), 'dense': small.dense()}
+  blocks = {
+    'sparse': small.sparse(router=steps.router()),
+    'dense': small.dense(),
+  }
   c = small.config(model=small.model(blocks, pattern=('dense', 'sparse')))
   c.mesh = dict(data=data, expert=expert)
   return c
 
 
-def train(small, data, expert, steps=3):
+def train(small, data, expert, count=3):
   """(initial state, state, metrics of each step), on the host."""
-  parts = Parts(config(small, data, expert))
-  taken = jax.jit(
-    step.train_step(
-      parts.model,
-      parts.tx,
-      loss=parts.loss,
-      weights=dict(parts.config.losses),
-      bias_update=balance.bias_update,
-    ),
-    out_shardings=(parts.state_shardings, sharding.replicated(parts.mesh)),
-  )
-  with sharding.use(parts.mesh, parts.rules):
-    first = state = parts.new_state()
-    rows = []
-    for seed in range(steps):
-      host = small.rows(seed, batch=8, padding=(2, 0, 8, 1))
-      batch = sharding.put_batch(host, parts.batch_sharding)
-      state, metrics = taken(state, batch)
-      rows.append(metrics)
-  return first, state, rows
+  return steps.take(small, config(small, data, expert), count)
 
 
 @pytest.fixture(scope='module')

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from moejax import balance, sharding, step
-from moejax.parts import Parts
+from tests import steps
 
 pytestmark = [
   pytest.mark.slow,
@@ -16,37 +15,11 @@ pytestmark = [
 
 def train(small, dispatch, data, expert):
   """Two steps of scanned layers with shared experts: (state, metrics)."""
-  router = common.node(
-    'routers.Router',
-    score=common.node('routers.scores.Linear', num_experts=4),
-    k=2,
-    select=common.node('routers.select.top_k'),
-    weigh=common.node('routers.weigh.sigmoid'),
-    selection_bias=True,
-  )
-  layer = small.sparse(router=router, shared=8, dispatch=dispatch)
+  layer = small.sparse(router=steps.router(), shared=8, dispatch=dispatch)
   config = small.config(model=small.model({'sparse': layer}))
   config.model.repeats = 2
   config.mesh = dict(data=data, expert=expert)
-  parts = Parts(config)
-  take = jax.jit(
-    step.train_step(
-      parts.model,
-      parts.tx,
-      loss=parts.loss,
-      weights=dict(parts.config.losses),
-      bias_update=balance.bias_update,
-    ),
-    out_shardings=(parts.state_shardings, sharding.replicated(parts.mesh)),
-  )
-  with sharding.use(parts.mesh, parts.rules):
-    state, metrics = parts.new_state(), []
-    for seed in range(2):
-      host = small.rows(seed, batch=8, padding=(2, 0, 8, 1))
-      batch = sharding.put_batch(host, parts.batch_sharding)
-      state, found = take(state, batch)
-      metrics.append(found)
-  return state, metrics
+  return steps.take(small, config, 2)[1:]
 
 
 @pytest.fixture(scope='module')
