@@ -15,7 +15,15 @@ def _check(found):
     assert cost['temporary_bytes'] < most * 2**20, case
 
 
-@pytest.mark.parametrize('topology', NAMES)
+@pytest.mark.parametrize(
+  'topology',
+  [
+    pytest.param(
+      name, marks=() if name.startswith(('v5e', 'v6e')) else pytest.mark.slow
+    )
+    for name in NAMES
+  ],
+)
 def test_each_form_compiles_to_its_ideal_work_and_no_copies(
   topology, on_topology
 ):
