@@ -49,7 +49,7 @@ def get_config(arg=None):
   sizes = SMOKE if arg.smoke else PUBLISHED
   ffn = common.moe(**sizes['experts'], balance=None)
   ffn = common.sigmoid_router(ffn, scale=2.5)
-  ffn.dispatch = common.node('dispatch.AllToAll')
+  ffn.dispatch = common.node('dispatch.AllToAll', keep_first=False)
   ffn.router.select = common.node(
     'routers.select.group_limited', num_groups=8, kept_groups=4
   )

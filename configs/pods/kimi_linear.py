@@ -37,7 +37,7 @@ def get_config(arg=None):
   sizes = SMOKE if arg.smoke else PUBLISHED
   ffn = common.moe(**sizes['experts'], balance=None)
   ffn = common.sigmoid_router(ffn, scale=2.446)
-  ffn.dispatch = common.node('dispatch.AllToAll')
+  ffn.dispatch = common.node('dispatch.AllToAll', keep_first=False)
   kda = common.kda(*sizes['kda'])
   latent = common.node('mixers.Latent', rope_theta=None, **sizes['latent'])
   config = common.base()

@@ -21,7 +21,7 @@ def get_config(arg=None):
   sizes = SMOKE if arg.smoke else PUBLISHED
   load = {'load': common.node('balance.load')}
   ffn = common.moe(8, k=2, hidden=sizes['hidden'], balance=load)
-  ffn.dispatch = common.node('dispatch.AllToAll')
+  ffn.dispatch = common.node('dispatch.AllToAll', keep_first=False)
   mixer = common.attention(
     sizes['heads'], sizes['kv_heads'], qk_norm=False, rope_theta=1e6
   )

@@ -68,4 +68,5 @@ class AllToAll(rounds.InRounds):
       most=n * k,
       given=(slots_NK, plan, starts_P, sizes_P),
       args=(x_ND, weights_NK, matrices),
+      keep_first=self.keep_first,
     )

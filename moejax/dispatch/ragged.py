@@ -64,4 +64,5 @@ class RaggedAllToAll(rounds.InRounds):
       most=group.ranks * n * k,
       given=(plan, counts_PS),
       args=(x_ND, weights_NK, matrices),
+      keep_first=self.keep_first,
     )

@@ -17,7 +17,13 @@ from moejax.types import Chosen
 
 
 def total(
-  one: Callable, rounds: jax.Array, most: int, given: Any, args: Any
+  one: Callable,
+  rounds: jax.Array,
+  most: int,
+  given: Any,
+  args: Any,
+  *,
+  keep_first: bool = True,
 ) -> Any:
   """The sum of `one(i, given, args)` over i < `rounds`, at least the first.
 
@@ -31,24 +37,33 @@ def total(
     most: what `rounds` can be at most; for 1 there is no loop.
     given: a tree of integer arrays.
     args: a tree of arrays with gradients.
+    keep_first: False for the first round in the loops, too. Whoever computes
+      the layer again in the backward pass loses nothing, and half of the
+      kernels are left to compile.
   """
   if most == 1:
     return one(0, given, args)
+  first = 1 if keep_first else 0
 
   def more(y, rounds, given, args):
     def step(i, y):
       return _add(y, one(i, given, args))
 
-    return lax.fori_loop(1, rounds, step, y)
+    return lax.fori_loop(first, rounds, step, y)
+
+  def start(given, args):
+    """What rounds before the loop put out, and how to pull back through them."""
+    if keep_first:
+      return jax.vjp(lambda args: one(0, given, args), args)
+    return _zeros(jax.eval_shape(one, 0, given, args)), None
 
   @jax.custom_vjp
   def run(rounds, given, args):
-    return more(one(0, given, args), rounds, given, args)
+    return more(start(given, args)[0], rounds, given, args)
 
   def forward(rounds, given, args):
-    y, pull = jax.vjp(lambda args: one(0, given, args), args)
-    y = more(y, rounds, given, args)
-    return y, (rounds, given, args, pull)
+    y, pull = start(given, args)
+    return more(y, rounds, given, args), (rounds, given, args, pull)
 
   def backward(saved, dy):
     rounds, given, args, pull = saved
@@ -57,10 +72,15 @@ def total(
       _, pull = jax.vjp(lambda args: one(i, given, args), args)
       return _add(dargs, *pull(dy))
 
-    return None, None, lax.fori_loop(1, rounds, step, *pull(dy))
+    (dargs,) = pull(dy) if pull else (_zeros(args),)
+    return None, None, lax.fori_loop(first, rounds, step, dargs)
 
   run.defvjp(forward, backward)
   return run(rounds, given, args)
+
+
+def _zeros(tree):
+  return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
 
 
 def _add(a, b):
@@ -75,6 +95,7 @@ def run(
   most: int,
   given: Any,
   args: Any,
+  keep_first: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`total` of the rounds that all devices need, and what to tell of them.
 
@@ -86,10 +107,13 @@ def run(
     most: choices that a buffer could be asked to hold.
     given: see `total`.
     args: see `total`; x_ND comes first.
+    keep_first: see `total`.
   """
   needed = lax.pmax(-(-load_P.max() // size), group.devices)
   needed = jnp.maximum(needed, 1)
-  y_ND = total(one, needed, -(-most // size), given, args)
+  y_ND = total(
+    one, needed, -(-most // size), given, args, keep_first=keep_first
+  )
   late = lax.psum(jnp.maximum(load_P - size, 0).sum(), group.devices)
   wanted = lax.psum(load_P.sum(), group.devices)
   frac = late / jnp.maximum(wanted, 1).astype(jnp.float32)
@@ -109,10 +133,13 @@ class InRounds(nn.Module):
       computed.
     limit: `Chosen -> (Chosen, dropped share)`, such as `capacity.limit` with
       its factor; None drops nothing.
+    keep_first: whether the backward pass finds what the first round computed;
+      of further ones it never does. False belongs to full rematerialisation.
   """
 
   room: float = 1.5
   stages: int = 1
+  keep_first: bool = True
   limit: Callable | None = None
 
   accepts = (Chosen,)

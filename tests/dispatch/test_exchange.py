@@ -21,6 +21,8 @@ STAGED = [
   dispatch.Ring(stages=3),
   dispatch.AllToAll(room=0.7, stages=2),
   dispatch.RaggedAllToAll(room=0.6, stages=2),
+  dispatch.AllToAll(room=0.7, keep_first=False),
+  dispatch.RaggedAllToAll(room=0.6, keep_first=False),
 ]
 
 
