@@ -246,12 +246,13 @@ def pod(config: ConfigDict, *, expert: int, fsdp: int) -> ConfigDict:
   """Spreads a model over expert * fsdp chips, a row of 4,096 tokens on each.
 
   Parameters and moments are cut over all chips: those of experts over the
-  experts and then over `fsdp`, all others by their width.
+  experts and then over `fsdp`, all others by their width; from latents to
+  heads, where no side is the width, over `expert` alone.
   """
   config.model.dtype, config.model.remat = 'bfloat16', 'full'
   config.train.batch_size, config.train.seq_len = expert * fsdp, 4096
   config.mesh = ConfigDict(dict(data=1, fsdp=fsdp, expert=expert))
-  own = {'embed': ('fsdp', 'expert')}
+  own = {'embed': ('fsdp', 'expert'), 'latent': 'expert'}
   config.rules = (
     *((name, own.get(name, to)) for name, to in config.rules),
     ('moe/embed', 'fsdp'),

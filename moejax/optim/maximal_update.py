@@ -42,8 +42,9 @@ class MaximalUpdate:
   multiplies embeddings by the root of the width, hence r^-1/2 for theirs. The
   scale of attention is left at head_dim^-1/2: keep head_dim. The weight decay
   is multiplied by the learning rate, as everywhere, and falls with it.
-  Open: over three steps from 32 to 128 wide, router logits move about half as
-  much, which they should not (`test_features_move_alike_in_width`).
+  Holds while the tokens of a batch are few beside the width: the update of
+  many tokens that have little in common is nearer to a random matrix, and moves
+  features by up to r^-1/2 less (`test_features_move_alike_in_width`).
 
   Attributes:
     base_width: of the model that learning rates are tuned for.
