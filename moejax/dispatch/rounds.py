@@ -52,7 +52,7 @@ def total(
     return lax.fori_loop(first, rounds, step, y)
 
   def start(given, args):
-    """What rounds before the loop put out, and how to pull back through them."""
+    """What rounds before the loop put out, and its pullback."""
     if keep_first:
       return jax.vjp(lambda args: one(0, given, args), args)
     return _zeros(jax.eval_shape(one, 0, given, args)), None

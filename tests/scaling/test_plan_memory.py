@@ -1,4 +1,4 @@
-"""The gate of a plan, with the compiler itself: what fits, and what does not."""
+"""The gate of a plan, with the compiler itself: what fits, what does not."""
 
 import pytest
 
