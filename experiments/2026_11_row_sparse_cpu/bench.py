@@ -20,7 +20,7 @@ CALLS = flags.DEFINE_integer('calls', 5, 'Steps of each side in a round.')
 SIZES = flags.DEFINE_multi_integer(
   'log2', [16, 18, 20, 22], 'Slots of the table, as a power of two.'
 )
-DENSE = flags.DEFINE_multi_integer('dense', [16, 18, 20], 'Likewise, whole.')
+DENSE = flags.DEFINE_multi_integer('dense', [16, 20], 'Likewise, whole.')
 
 
 def main(argv):
