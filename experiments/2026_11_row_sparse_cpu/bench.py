@@ -5,6 +5,7 @@
 All sizes of a round take turns, so that what else runs hits all alike.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import statistics
@@ -27,13 +28,16 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'stray arguments: {" ".join(argv[1:])}')
   names = [(s, 'rows') for s in SIZES.value]
+  names += [(s, 'windows') for s in SIZES.value]
   names += [(s, 'dense') for s in DENSE.value]
-  sides = {
-    n: turns.Side(
-      str(n), sys.executable, str(HERE / 'worker.py'), str(n[0]), n[1]
-    )
-    for n in names
-  }
+
+  def side(name):
+    size, kind = name
+    worker = str(HERE / 'worker.py')
+    return turns.Side(str(name), sys.executable, worker, str(size), kind)
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    sides = dict(zip(names, pool.map(side, names), strict=True))
   times = {n: [] for n in names}
   for _ in range(turns.ROUNDS.value):
     for n, side in sides.items():

@@ -1,6 +1,6 @@
 """Training steps of one table: timed, and their memory.
 
-Run by `bench.py` as `worker.py SLOTS_LOG2 rows|dense`. After `ready BYTES`,
+Run by `bench.py` as `worker.py SLOTS_LOG2 KIND`. After `ready BYTES`,
 those that XLA lays out beside the state, each line `CALLS` is answered by the
 median seconds of a step.
 """
@@ -20,21 +20,29 @@ from moejax.parts import Parts
 WIDTH, LAYERS, TOKENS, ROWS = 64, 2, 1024, 16
 
 
-def config(slots_log2: int, rows: bool):
-  """A model whose layers share a table of 2^slots_log2 rows of `WIDTH`."""
+def config(slots_log2: int, kind: str):
+  """A model whose layers share a table of 2^slots_log2 rows of `WIDTH`.
+
+  With `windows` each sees 2^16 rows of it, and the keys stay as they are.
+  """
+  windows = kind == 'windows'
   c = common.base()
   memory = common.node(
     'memory.ProductKey',
-    keys=2 ** (slots_log2 // 2),
+    keys=2**8 if windows else 2 ** (slots_log2 // 2),
     k=ROWS,
     heads=1,
     head_dim=32,
-    values=common.node('memory.tables.Window', of='values'),
+    values=common.node(
+      'memory.tables.Window',
+      of='values',
+      stride=2 ** (slots_log2 - 1) if windows else 0,
+    ),
   )
   block = common.block(common.attention(4, 2), common.beside(memory, 128))
   c.model = common.uniform(block, LAYERS, vocab=257, width=WIDTH)
   c.model.shared = {'values': common.table(2**slots_log2)}
-  c.optim.groups = (('values/rows$', {'rows': rows}),)
+  c.optim.groups = (('values/rows$', {'rows': kind != 'dense'}),)
   c.train.batch_size, c.train.seq_len = TOKENS // 128, 128
   return c
 
@@ -57,7 +65,7 @@ def made(abstract):
 
 
 def main(slots_log2, kind):
-  parts = Parts(config(int(slots_log2), kind == 'rows'))
+  parts = Parts(config(int(slots_log2), kind))
   state = made(parts.abstract_state)
   draw = np.random.default_rng(0)
   shape = (parts.config.train.batch_size, parts.config.train.seq_len)
