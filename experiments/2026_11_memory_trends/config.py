@@ -18,7 +18,7 @@ HIDDEN = {'moe': 64, 'v2': 73, 'v1': 87, 'neurons': 135}
 SIZES = {
   # steps, rows and tokens of a step, vocabulary
   'text': (400, 16, 128, 257),
-  'rounds': (600, 32, 88, 28),
+  'rounds': (400, 32, 44, 28),
 }
 DATA = {
   'text': common.node(
