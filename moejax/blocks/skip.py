@@ -19,7 +19,7 @@ class Skip(PreNorm):
   to the stream at the end of the next block that `joins`. So looking up can
   take as long as the blocks between.
 
-  Source: 2411.12364 sec. 3.1 (skip layers).
+  Source: 2411.12364 (memory layers that skip blocks).
 
   Attributes:
     memory: `(x_BTD, ctx) -> y_BTD`, or None.

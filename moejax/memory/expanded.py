@@ -22,7 +22,7 @@ class Expanded(Scored, kw_only=True):
   table through the block's own matrix W_p. As W_p is linear it meets the sum
   over the slots of its block: no row of the E-fold table is ever made.
 
-  Source: 2411.12364 sec. 3.4 (implicit value expansion).
+  Source: 2411.12364 (implicit value expansion).
   Differs: as `Scored`; the permutation is affine, not drawn; no convolution
   precedes the query; each rank has a query of its own.
 

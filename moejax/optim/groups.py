@@ -15,7 +15,7 @@ class Group:
 
   `lr_scale` multiplies the learning rate (and with it the decay). It moves in
   equal strides to `lr_scale_end`, if there is one, over `lr_scale_frac` of the
-  steps, and stays there (2411.12364 sec. 3.1, 2508.18756 sec. 4).
+  steps, and stays there, as that of tables does in 2411.12364 and 2508.18756.
   `weight_decay` replaces the optimiser's, for vectors too; `frozen` means no
   update and no optimiser state; `matrix` overrides Muon's own choice; `rows`
   updates only the rows of a memory's table that a step reads, see `rows`.

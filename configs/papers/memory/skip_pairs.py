@@ -12,9 +12,9 @@ Expect:   a validation loss below configs/dense.py's, above that of
 Measured: experiments/2026_11_memory_trends.
 Differs:  4 layers of width 192 on bytes, pairs 0:1 and 2:3 (:published has 20
           layers and the pairs 2:5, 6:9, 10:13 and 14:17 of the released
-          code); other differences are listed at `memory.Expanded`. The penalty
-          on small singular values of the core, which the released code leaves
-          out, is left out.
+          code); other differences are listed at `memory.Expanded`. Tables start
+          with the deviation of their width^-1/2. The penalty on small singular
+          values of the core, which the released code leaves out, is left out.
 """
 
 from configs import common
