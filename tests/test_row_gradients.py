@@ -58,6 +58,8 @@ def parts(small, rows, shared=False, optimizer=None, clip=1.0, **train):
   config.optim.clip_norm = clip
   if rows:
     config.optim.groups = (('values/rows$', {'rows': True}),)
+  # Micro-batches and recomputation in one case.
+  config.model.remat = 'full' if train.get('accumulate', 1) > 1 else None
   config.train.update(train)
   made = Parts(config)
   if optimizer is not None:
@@ -99,7 +101,7 @@ def trained(small, made, steps=2, **rows):
 def test_plain_descent_and_adagrad_by_rows_equal_those_of_whole_tables(
   small, shared, direction, clip, accumulate
 ):
-  """Norm, clipping, windows of a shared table and micro-batches included."""
+  """Norm, clipping, windows of a shared table, micro-batches, rematerialised."""
   (whole, a), (rows, b) = (
     trained(
       small,

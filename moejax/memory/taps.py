@@ -31,7 +31,7 @@ class Factors:
   """The gradient of a table, whose layers' rows count on.
 
   Attributes:
-    ids_NK: int32; the number of rows of all layers means "none".
+    ids_NK: int32.
     weights_NKC: f32; number d of a row has weight d % C.
     vectors_ND: f32.
   """
