@@ -101,7 +101,7 @@ def trained(small, made, steps=2, **rows):
 def test_plain_descent_and_adagrad_by_rows_equal_those_of_whole_tables(
   small, shared, direction, clip, accumulate
 ):
-  """Norm, clipping, windows of a shared table, micro-batches, rematerialised."""
+  """With clipping, windows, micro-batches and rematerialisation."""
   (whole, a), (rows, b) = (
     trained(
       small,
