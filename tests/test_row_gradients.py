@@ -159,15 +159,16 @@ def test_factors_of_all_readings_of_a_table_make_its_gradient(rows):
   paths = ['shared_of/rows'] if rows else []
   found = taps.only(zeros['taps'], paths)
   assert bool(found) == rows
-  want = jax.grad(lambda t: f(t, {}))(table)
+  want = jax.jit(jax.grad(lambda t: f(t, {})))(table)
   if not rows:
     return
-  dtaps, written = jax.grad(
+  run = jax.grad(
     lambda z: f(table, {'taps': z}, mutable=['reads']), has_aux=True
-  )(found)
+  )
+  dtaps, written = jax.jit(run)(found)
   (factors,) = taps.factors(dtaps, written['reads'], {paths[0]: 9}).values()
-  slots, values = touched_rows(
-    factors.ids_NK, factors.weights_NKC, factors.vectors_ND, 9
+  slots, values = jax.jit(functools.partial(touched_rows, slots=9))(
+    factors.ids_NK, factors.weights_NKC, factors.vectors_ND
   )
   got = jnp.zeros((9, 6)).at[slots].set(values, mode='drop')
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
