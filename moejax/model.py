@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from moejax import costs
+from moejax.blocks import skip
+from moejax.memory import taps
 from moejax.nn import RmsNorm
 from moejax.optim import MaximalUpdate
 from moejax.types import Context, Outputs, Shared, State, Stream
@@ -22,7 +24,14 @@ from pallas_kernels.route.api import CHOICE
 
 # What layers sow and what they keep, each with its layer axis. A collection
 # that is missing here would be dropped by the scan without a word.
-SCANNED = {'params': 0, 'losses': 0, 'stats': 0, 'balance': 0}
+SCANNED = {
+  'params': 0,
+  'losses': 0,
+  'stats': 0,
+  'balance': 0,
+  taps.TAPS: 0,
+  taps.READS: 0,
+}
 
 # Rematerialisation: what the backward pass keeps of each period. The choice
 # of experts is always kept: recomputing it could route a token elsewhere.
@@ -159,7 +168,8 @@ class Model(nn.Module):
     before, middle, after = state or (None, None, None)
     x_BTD = self.embedding.astype(dtype)[ctx.tokens_BT] * self.width**0.5
     x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'time', None))
-    stream = Stream(x_BTD)
+    held_BTD = jnp.zeros_like(x_BTD) if self._holds() else None
+    stream = Stream(x_BTD, held_BTD)
     ctx = ctx.replace(shared=self._shared_modules())
     starts = jnp.arange(self.repeats, dtype=jnp.int32) * len(self.pattern)
     starts += len(self.prefix)
@@ -175,6 +185,10 @@ class Model(nn.Module):
       hidden_BTD *= self.parametrization.logits_scale(self.width)
     outputs = Outputs(hidden_BTD, head_DV.astype(dtype))
     return outputs, None if state is None else (before, middle, after)
+
+  def _holds(self) -> bool:
+    names = (*self.prefix, *self.pattern * self.repeats, *self.suffix)
+    return skip.holds([self.blocks[name] for name in names])
 
   def _shared_modules(self) -> dict[str, Shared]:
     found = {}

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moejax import balance, optim, stats
+from moejax import balance, optim, row_gradients, stats
 from moejax.losses import scored
+from moejax.memory import taps
 from moejax.model import Model
 from moejax.state import TrainState, context
 
@@ -29,11 +30,23 @@ def objective(
   over the layers. `written` has the new `balance`, and `metrics`: scalars
   (`loss`, `losses/<term>`: the mean over layers) and raw per-layer stats.
   """
+  compute = _objective(model, loss, weights)
 
-  def compute(params, balance_state, batch):
+  def without_reads(params, balance_state, batch):
+    total, (written, _) = compute(params, balance_state, batch)
+    return total, written
+
+  return without_reads
+
+
+def _objective(model, loss, weights):
+  """The same, but `written` comes with the reads of tables that have taps."""
+
+  def compute(params, balance_state, batch, zeros=None):
     variables = {'params': params, 'balance': balance_state}
+    variables |= {} if zeros is None else {taps.TAPS: zeros}
     (outputs, _), written = model.apply(
-      variables, context(batch, train=True), mutable=list(WRITTEN)
+      variables, context(batch, train=True), mutable=[*WRITTEN, taps.READS]
     )
     main = loss(outputs, batch)
     terms = stats.by_name(written.get('losses', {}))
@@ -44,7 +57,7 @@ def objective(
     metrics['loss'] = main
     layers = stats.per_layer(written.get('stats', {}))
     new = written.get('balance', balance_state)
-    return total, (new, metrics, layers)
+    return total, ((new, metrics, layers), written.get(taps.READS, {}))
 
   return compute
 
@@ -69,7 +82,8 @@ def train_step(
       targets that count, so that the sum is the gradient of the whole batch.
     bias_update: `(bias, counts) -> bias` for selection biases.
   """
-  gradient = jax.value_and_grad(objective(model, loss, weights), has_aux=True)
+  compute = _objective(model, loss, weights)
+  gradient = row_gradients.gradient(model, compute, tx.tables)
 
   def step(state: TrainState, batch: Batch):
     counted = scored.weights_BT(batch).sum()
@@ -80,29 +94,35 @@ def train_step(
       (_, (balance_state, metrics, new_layers)), new = gradient(
         state.params, balance_state, part
       )
+      new, factors = row_gradients.split(new)
       if grads is None:
-        return (balance_state, new, new_layers), metrics
+        return (balance_state, new, new_layers), (metrics, factors)
       grads = jax.tree.map(lambda a, b: a + share * b, grads, new)
       layers = stats.merge(layers, new_layers, share)
       metrics = jax.tree.map(lambda value: share * value, metrics)
-      return (balance_state, grads, layers), metrics
+      factors = row_gradients.scaled(factors, share)
+      return (balance_state, grads, layers), (metrics, factors)
 
     if accumulate == 1:
       carry = (state.balance, None, None)
-      (balance_state, grads, layers), metrics = micro(carry, batch)
+      (balance_state, grads, layers), (metrics, factors) = micro(carry, batch)
     else:
-      grads = jax.tree.map(jnp.zeros_like, state.params)
       parts = {name: _split(value, accumulate) for name, value in batch.items()}
       shapes = jax.eval_shape(
-        lambda part: gradient(state.params, state.balance, part)[0][1][2],
+        lambda part: gradient(state.params, state.balance, part),
         jax.tree.map(lambda value: value[0], parts),
       )
-      layers = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+      grads, layers = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        (row_gradients.split(shapes[1])[0], shapes[0][1][2]),
+      )
       carry = (state.balance, grads, layers)
-      carry, metrics = jax.lax.scan(micro, carry, parts)
+      carry, (metrics, factors) = jax.lax.scan(micro, carry, parts)
       balance_state, grads, layers = carry
       metrics = jax.tree.map(lambda value: value.sum(0), metrics)
+      factors = row_gradients.concatenated(factors)
 
+    grads = row_gradients.by_rows(grads, factors, state.params)
     params, opt_state = tx.step(
       grads, state.opt_state, state.params, metrics['loss']
     )
@@ -114,7 +134,7 @@ def train_step(
     )
     metrics |= stats.summarise(layers)
     metrics |= {
-      'grad_norm': optim.global_norm(grads),
+      'grad_norm': optim.global_norm(optim.numbers(grads)),
       'tokens': (batch['segments'] > 0).sum(),
       'skipped_steps': opt_state.skipped,
       'skipped_in_a_row': opt_state.consecutive,

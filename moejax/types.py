@@ -68,9 +68,16 @@ class Context:
 
 @struct.dataclass
 class Stream:
-  """What flows from block to block: the residual stream `x_BTD`."""
+  """What flows from block to block.
+
+  Attributes:
+    x_BTD: the residual stream.
+    held_BTD: what a block has read for a later one; None in a model of which
+      no block does.
+  """
 
   x_BTD: jax.Array
+  held_BTD: jax.Array | None = None
 
 
 @struct.dataclass

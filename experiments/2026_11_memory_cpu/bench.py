@@ -1,4 +1,4 @@
-"""The tables of a memory layer on a CPU: beside a copy and beside torch.
+"""A memory layer on a CPU: its tables beside a copy, all of it beside torch.
 
     python experiments/2026_11_memory_cpu/bench.py \
       --torch-python=/path/to/a/python/that/has/torch
@@ -20,27 +20,38 @@ import turns  # noqa: E402
 CALLS = flags.DEFINE_integer('calls', 2, 'Passes of each side in a round.')
 
 
+PART = flags.DEFINE_enum('part', 'tables', ['tables', 'layer'], 'What of it.')
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'stray arguments: {" ".join(argv[1:])}')
-  ours = turns.Side('moejax', sys.executable, str(HERE / 'ours.py'))
-  peer = turns.Side('torch', turns.TORCH_PYTHON.value, str(HERE / 'peer.py'))
+  part = PART.value
+  ours = turns.Side('moejax', sys.executable, str(HERE / 'ours.py'), part)
+  peer = turns.Side(
+    'torch', turns.TORCH_PYTHON.value, str(HERE / 'peer.py'), part
+  )
   turns.check(ours, peer)
   rounds = [turn(ours, peer, number) for number in range(turns.ROUNDS.value)]
   for side in (ours, peer):
     side.close()
-  table_bytes = problem.SLOTS * problem.WIDTH * 4
   passes, copies, others = zip(*rounds, strict=True)
-  bound = [problem.moved_bytes() / (2 * table_bytes / s) for s in copies]
-  print('| ms: ours | copy of a table | bound | torch | of bound | of torch |')
-  print('|---|---|---|---|---|---|')
-  cells = [
-    turns.spread(1e3 * s for s in v) for v in (passes, copies, bound, others)
-  ]
-  cells.append(turns.spread(a / b for a, b in zip(passes, bound, strict=True)))
-  cells.append(turns.spread(b / a for a, b in zip(passes, others, strict=True)))
-  print(f'| {" | ".join(cells)} |')
+  cells = {'ours, ms': (1e3 * s for s in passes)}
+  if part == 'tables':
+    table_bytes = problem.SLOTS * problem.WIDTH * 4
+    bound = [problem.moved_bytes() / (2 * table_bytes / s) for s in copies]
+    cells['copy of a table'] = (1e3 * s for s in copies)
+    cells['bound'] = (1e3 * s for s in bound)
+    cells['of the bound'] = ratios(passes, bound)
+  cells['torch, ms'] = (1e3 * s for s in others)
+  cells['times as fast'] = ratios(others, passes)
+  print(f'| {" | ".join(cells)} |\n{"|---" * len(cells)}|')
+  print(f'| {" | ".join(map(turns.spread, cells.values()))} |')
   print(f'load average: {os.getloadavg()[0]:.1f}')
+
+
+def ratios(a, b):
+  return (x / y for x, y in zip(a, b, strict=True))
 
 
 def turn(ours, peer, number) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ from moejax.data.check import check_tokens
 from moejax.data.documents import Document, Documents, Source
 from moejax.data.files import Files
 from moejax.data.standard_library import StandardLibrary
-from moejax.data.tasks import Chains, Facts
+from moejax.data.tasks import Chains, Facts, Rounds
 from moejax.data.text import Text
 from moejax.data.tokenizers import Bytes, Tokenizer, TokenizerFile
 
@@ -17,6 +17,7 @@ __all__ = [
   'Documents',
   'Facts',
   'Files',
+  'Rounds',
   'Source',
   'StandardLibrary',
   'Text',

@@ -7,6 +7,7 @@ A document is a prompt, '=' and an answer, all in small letters. With
 import dataclasses
 import functools
 import hashlib
+import math
 import string
 from collections.abc import Mapping, Sequence
 
@@ -117,6 +118,65 @@ class Facts(_Task):
       for phrasing in range(self.phrasings)
     ]
     return texts, split_of.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds(_Task):
+  """What was told in rounds, asked for at the end: fresh facts each time.
+
+  A round tells the value of a key that no round before it told; the prompt ends
+  in one of the keys, and its value is the answer. Nothing of a document helps
+  with another, and none is in two splits: a model has to look back.
+
+  Attributes:
+    count: number of documents to train on.
+    held_out: number in validation, and as many in test.
+    rounds: facts of a document.
+    letters: in use, 2 to 26; keys and values are one letter each.
+    seed: of the documents.
+  """
+
+  count: int
+  held_out: int = 1024
+  rounds: int = 4
+  letters: int = 26
+  seed: int = 0
+
+  def __post_init__(self):
+    if not 2 <= self.letters <= len(LETTERS):
+      raise ValueError(
+        f'letters={self.letters} must lie in [2, {len(LETTERS)}]'
+      )
+    if not 1 <= self.rounds <= self.letters:
+      raise ValueError(
+        f'rounds={self.rounds} must lie in [1, {self.letters}], as each has a '
+        'key of its own; raise letters or lower rounds'
+      )
+    # Half of what there is, so that drawing without repetition ends.
+    there = math.perm(self.letters, self.rounds) * self.rounds
+    there *= self.letters**self.rounds
+    wanted = self.count + 2 * self.held_out
+    if min(self.count, self.held_out) < 1 or 2 * wanted > there:
+      raise ValueError(
+        f'count={self.count} and twice held_out={self.held_out} must be '
+        f'positive and at most {there // 2} together, half the documents of '
+        f'rounds={self.rounds} and letters={self.letters}; change either'
+      )
+
+  def _make(self):
+    rng = np.random.default_rng(self.seed)
+    sizes = self.count, self.held_out, self.held_out
+    texts = {}  # a dict, for its order
+    while len(texts) < sum(sizes):
+      texts[self._document(rng)] = None
+    return list(texts), np.repeat(np.arange(len(SPLITS)), sizes)
+
+  def _document(self, rng):
+    keys = rng.permutation(self.letters)[: self.rounds]
+    values = rng.integers(0, self.letters, self.rounds)
+    asked = rng.integers(self.rounds)
+    told = _text(np.stack([keys, values], 1).reshape(-1))
+    return told + LETTERS[keys[asked]] + PROMPT_END + LETTERS[values[asked]]
 
 
 @dataclasses.dataclass(frozen=True)

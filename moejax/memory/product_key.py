@@ -65,8 +65,9 @@ class ProductKey(Retrieval):
   def __call__(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     ids_NK, weights_NK = self.shares(x_ND, ctx.valid_N)
-    read = tables.rows_of(self.values, x_ND.shape[1], ctx, ids_NK, self.keys**2)
-    y = tables.lookup(*read, weights_NK)
+    width, seen = x_ND.shape[1], self.keys**2
+    found = tables.rows_of(self.values, width, ctx, ids_NK, seen)
+    y = found.sums(weights_NK)
     return y.astype(x_BTD.dtype).reshape(x_BTD.shape)
 
   def active_fracs(self) -> dict[str, float]:

@@ -40,8 +40,8 @@ class SingleNeuron(Retrieval):
     def read(table):
       return tables.rows_of(table, width, ctx, ids_NK, self.keys**2)
 
-    hidden_NK = self.activation(tables.products(*read(self.pre_values), x_ND))
-    y = tables.lookup(*read(self.values), share_NK * hidden_NK)
+    hidden_NK = self.activation(read(self.pre_values).products(x_ND))
+    y = read(self.values).sums(share_NK * hidden_NK)
     return y.astype(x_BTD.dtype).reshape(x_BTD.shape)
 
   def active_fracs(self) -> dict[str, float]:

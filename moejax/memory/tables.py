@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from moejax import sharding
+from moejax.memory import taps
 from moejax.types import Context
 from pallas_kernels.table_lookup.api import table_lookup, table_products
 
@@ -34,6 +37,11 @@ class Table(nn.Module):
       nn.initializers.normal(std), ('slots', 'value')
     )
     return self.param('rows', init, (self.slots, dim), jnp.float32)
+
+  @property
+  def tap(self) -> str:
+    """Name of what a tap on it is called; see `taps`."""
+    return taps.OWN
 
   def example(self, width: int) -> tuple[int]:
     """What to initialise it with where layers share it."""
@@ -62,6 +70,11 @@ class Window(nn.Module):
   dim: int | None = None
   stride: int = 0
 
+  @property
+  def tap(self) -> str:
+    """Name of what a tap on it is called; see `taps`."""
+    return f'{taps.SHARED}{self.of}'
+
   def read(self, width: int, ctx: Context) -> tuple[jax.Array, jax.Array | int]:
     """The whole table, and the row that slot 0 of this layer is.
 
@@ -82,9 +95,36 @@ class Window(nn.Module):
     return table_SD, self.stride * ctx.layer
 
 
+class Found(NamedTuple):
+  """A whole table, and the rows of it that tokens read.
+
+  Attributes:
+    reader: the `Table` or `Window` that it was found through.
+    table_SD: the table.
+    ids_NK: int32, of its rows.
+  """
+
+  reader: nn.Module
+  table_SD: jax.Array
+  ids_NK: jax.Array
+
+  def sums(self, weights_NKC: jax.Array) -> jax.Array:
+    """f32 [N, D]: the rows of each token, weighted as by `table_lookup`."""
+    y_ND = lookup(self.table_SD, self.ids_NK, weights_NKC)
+    return self._tapped(y_ND, weights=weights_NKC)
+
+  def products(self, x_ND: jax.Array) -> jax.Array:
+    """f32 [N, K]: the rows of each token times its own vector."""
+    a_NK = products(self.table_SD, self.ids_NK, x_ND)
+    return self._tapped(a_NK, vectors=x_ND)
+
+  def _tapped(self, y, **factor):
+    return taps.tapped(self.reader, y, ids=self.ids_NK, **factor)
+
+
 def rows_of(
   table: Table | Window, width: int, ctx: Context, ids_NK: jax.Array, seen: int
-) -> tuple[jax.Array, jax.Array]:
+) -> Found:
   """A whole table, and the rows of it that ids in [0, seen) are.
 
   Raises:
@@ -99,7 +139,7 @@ def rows_of(
     )
   if not isinstance(start, int):
     ids_NK = (ids_NK + start) % slots
-  return table_SD, ids_NK
+  return Found(table, table_SD, ids_NK)
 
 
 def active_fracs(rows: int, **tables: nn.Module) -> dict[str, float]:

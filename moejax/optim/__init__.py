@@ -8,6 +8,7 @@ from moejax.optim.guard import SkipNonfinite, SkipState
 from moejax.optim.maximal_update import MaximalUpdate
 from moejax.optim.muon import Muon
 from moejax.optim.parameters import Parameter, state_names
+from moejax.optim.rows import Rows, numbers
 from moejax.optim.schedules import constant, cosine, warmup_stable_decay
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
   'MaximalUpdate',
   'Muon',
   'Parameter',
+  'Rows',
   'SkipNonfinite',
   'SkipState',
   'clip_by_global_norm',
   'constant',
   'cosine',
   'global_norm',
+  'numbers',
   'state_names',
   'warmup_stable_decay',
 ]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from moejax.optim import clip, groups, guard, parameters, schedules
+from moejax.optim import clip, groups, guard, parameters, rows, schedules
 from moejax.optim.adamw import AdamW
 
 FROZEN = 'frozen'
@@ -61,8 +62,8 @@ class Chain:
     `None` is 1. Train with `params, state = tx.step(grads, state, params,
     loss)`.
 
-    Raises: ValueError for a group that picks nothing, unknown settings, or
-    names that do not fit the parameters.
+    Raises: ValueError for a group that picks nothing, unknown settings, rows
+    of what is no table, or names that do not fit the parameters.
     """
     found = parameters.collect(params, names)
     chosen = groups.assign(found, self.groups)
@@ -72,11 +73,12 @@ class Chain:
       path: _decay(found[path], chosen[path], rules.get(labels[path]))
       for path in found
     }
-    scales = {path: chosen[path].lr_scale for path in found}
+    scales = {path: chosen[path].scale(total_steps) for path in found}
     if lr_scale is not None:
       for path, label in labels.items():
         if label != FROZEN:
-          scales[path] *= lr_scale(found[path], rules[label])
+          by = lr_scale(found[path], rules[label])
+          scales[path] = _times(scales[path], by)
     like = functools.partial(_like, params)
     moving = {path: label != FROZEN for path, label in labels.items()}
     steps = [
@@ -88,7 +90,10 @@ class Chain:
       optax.scale_by_learning_rate(self.learning_rate(total_steps)),
       _scale(like(scales)),
     ]
-    return guard.SkipNonfinite(optax.chain(*steps))
+    tables = tuple(path for path in found if chosen[path].rows)
+    for path in tables:
+      rows.check(found[path], labels[path])
+    return guard.SkipNonfinite(optax.chain(*steps), tables)
 
   def _label(self, parameter, group):
     if group.frozen:
@@ -129,13 +134,32 @@ def _add_decay(decays):
   return optax.stateless(add)
 
 
+def _times(scale, by):
+  return (lambda step: by * scale(step)) if callable(scale) else by * scale
+
+
 def _scale(scales):
+  """Multiplies by numbers, or by functions of the number of steps taken."""
   if all(scale == 1.0 for scale in jax.tree.leaves(scales)):
     return optax.identity()
-  return optax.stateless(
-    lambda updates, _: jax.tree.map(
-      lambda update, scale: scale * update, updates, scales
+
+  def scaled(updates, step=None):
+    return jax.tree.map(
+      lambda update, s: (s(step) if callable(s) else s) * update,
+      updates,
+      scales,
     )
+
+  if not any(map(callable, jax.tree.leaves(scales))):
+    return optax.stateless(lambda updates, _: scaled(updates))
+
+  def update(updates, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    return scaled(updates, state.count), optax.ScaleByScheduleState(count)
+
+  return optax.GradientTransformation(
+    lambda _: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
   )
 
 

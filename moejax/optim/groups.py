@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+import optax
+
 from moejax.optim import adamw
 
 
@@ -11,25 +13,50 @@ from moejax.optim import adamw
 class Group:
   """Settings of the parameters that one regex picks.
 
-  `lr_scale` multiplies the learning rate (and with it the decay);
+  `lr_scale` multiplies the learning rate (and with it the decay). It moves in
+  equal strides to `lr_scale_end`, if there is one, over `lr_scale_frac` of the
+  steps, and stays there, as that of tables does in 2411.12364 and 2508.18756.
   `weight_decay` replaces the optimiser's, for vectors too; `frozen` means no
-  update and no optimiser state; `matrix` overrides Muon's own choice.
+  update and no optimiser state; `matrix` overrides Muon's own choice; `rows`
+  updates only the rows of a memory's table that a step reads, see `rows`.
 
-  Raises: ValueError on a scale or decay that cannot be.
+  Raises: ValueError on a scale or decay that cannot be, or on frozen rows.
   """
 
   lr_scale: float = 1.0
   weight_decay: float | None = None
   frozen: bool = False
   matrix: bool | None = None
+  rows: bool = False
+  lr_scale_end: float | None = None
+  lr_scale_frac: float = 1.0
 
   def __post_init__(self):
-    if not 0 <= self.lr_scale < float('inf'):
+    for name in ('lr_scale', 'lr_scale_end'):
+      scale = getattr(self, name)
+      if scale is not None and not 0 <= scale < float('inf'):
+        raise ValueError(
+          f'{name}={scale} is no scale; give a finite number >= 0.'
+        )
+    if not 0 < self.lr_scale_frac <= 1:
       raise ValueError(
-        f'lr_scale={self.lr_scale} is no scale; give a finite number >= 0.'
+        f'lr_scale_frac={self.lr_scale_frac} is no part of the steps; give '
+        'one above 0, up to 1.'
       )
     if self.weight_decay is not None:
       adamw.check_decay(self.weight_decay)
+    if self.frozen and self.rows:
+      raise ValueError(
+        'frozen=True and rows=True: what is frozen has no rows to update; '
+        'remove either.'
+      )
+
+  def scale(self, total_steps):
+    """The factor of the learning rate: a number, or step -> number."""
+    first, last = self.lr_scale, self.lr_scale_end
+    if last is None or last == first:
+      return first
+    return optax.linear_schedule(first, last, self.lr_scale_frac * total_steps)
 
 
 def assign(paths, groups):

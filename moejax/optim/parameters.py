@@ -114,14 +114,20 @@ def state_names(state, params, names):
   known = collect(params, names)
 
   def named(path, leaf):
-    keys = [slashed((key,)) for key in path]
-    for start in range(len(keys)):
-      found = known.get('/'.join(keys[start:]))
-      if found and found.shape == tuple(leaf.shape):
-        return found.names
-    return (None,) * len(leaf.shape)
+    found = mirrored(path, leaf, known)
+    return found.names if found else (None,) * len(leaf.shape)
 
   return jax.tree_util.tree_map_with_path(named, state)
+
+
+def mirrored(path, leaf, known):
+  """Of {path: Parameter}, the one that a leaf of a state mirrors, or None."""
+  keys = [slashed((key,)) for key in path]
+  for start in range(len(keys)):
+    found = known.get('/'.join(keys[start:]))
+    if found and found.shape == tuple(leaf.shape):
+      return found
+  return None
 
 
 def _flat(tree):

@@ -83,7 +83,12 @@ def table_products(
 
 
 def touched_rows(
-  ids_NK: jax.Array, weights_NK: jax.Array, dy_ND: jax.Array, slots: int
+  ids_NK: jax.Array,
+  weights_NK: jax.Array,
+  dy_ND: jax.Array,
+  slots: int,
+  *,
+  implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The table's gradient as its rows that are touched: (slots_R, rows_RD).
 
@@ -95,13 +100,32 @@ def touched_rows(
     dy_ND: the gradient of `table_lookup`, or the x of `table_products` beside
       the gradient of its result as weights.
     slots: S.
+    implementation: 'places' (CPU), 'blocks', or `None` to choose.
 
   Returns:
     slots_R int32, each slot at most once and in order; `slots` means "none".
     rows_RD f32, whose rows of none hold anything.
   """
   weights = weights_NK[..., None] if weights_NK.ndim == 2 else weights_NK
-  return xla.touched(ids_NK, weights.astype(jnp.float32), dy_ND, slots=slots)
+  static = functools.partial
+  table = {
+    'places': Entry(static(cpu.touched, slots=slots), platforms=('cpu',)),
+    'blocks': Entry(static(_whole_blocks, slots=slots)),
+  }
+  return choose(
+    'touched_rows',
+    table,
+    ids_NK,
+    weights.astype(jnp.float32),
+    dy_ND,
+    implementation=implementation,
+  )
+
+
+def _whole_blocks(ids_NK, weights_NKC, dy_ND, *, slots):
+  """`xla.touched`, cut to as many rows as there are pairs."""
+  found = xla.touched(ids_NK, weights_NKC, dy_ND, slots=slots)
+  return jax.tree.map(lambda a: a[: ids_NK.size], found)
 
 
 def _check(op, table_SD, ids_NK, parts):

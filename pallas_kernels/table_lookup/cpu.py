@@ -1,7 +1,7 @@
 """Forms that suit XLA on CPU.
 
-Nothing is sorted: a scatter is one loop there, and deterministic, while a sort
-takes as long as all that it could save.
+No rows are put in order: a scatter is one loop there, and deterministic, while
+a sort takes as long as all that it could save.
 """
 
 import jax
@@ -43,3 +43,15 @@ def gradient(ids_NK, weights_NKC, dy_ND, *, slots):
   zeros = jnp.zeros((slots, d), jnp.float32) + 0 * ids_NK[0, 0]
   blocks = in_blocks(TOKENS, ids_NK, weights_NKC, dy_ND)
   return jax.lax.scan(add, zeros, blocks)[0]
+
+
+def touched(ids_NK, weights_NKC, dy_ND, *, slots):
+  """As `xla.touched`; the ids alone are sorted, for their places among R."""
+  ids_R = ids_NK.reshape(-1).astype(jnp.int32)
+  pair_R = jnp.arange(ids_R.size, dtype=jnp.int32)
+  sorted_R, pair_R = jax.lax.sort((ids_R, pair_R), num_keys=1)
+  new_R = jnp.diff(sorted_R, prepend=-1) != 0
+  place_R = jnp.cumsum(new_R, dtype=jnp.int32) - 1
+  slots_R = jnp.full_like(ids_R, slots).at[place_R].set(sorted_R)
+  place_NK = jnp.zeros_like(ids_R).at[pair_R].set(place_R).reshape(ids_NK.shape)
+  return slots_R, gradient(place_NK, weights_NKC, dy_ND, slots=ids_R.size)

@@ -13,8 +13,9 @@ from moejax.data.documents import SPLITS
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 FACTS = data.Facts(count=40, phrasings=5)
 CHAINS = data.Chains(count=50, held_out=10, modulus=7, operands=3)
+ROUNDS = data.Rounds(count=60, held_out=10, rounds=3, letters=5)
 TASKS = pytest.mark.parametrize(
-  'task', [FACTS, CHAINS], ids=['facts', 'chains']
+  'task', [FACTS, CHAINS, ROUNDS], ids=['facts', 'chains', 'rounds']
 )
 
 
@@ -43,6 +44,21 @@ def test_the_answer_of_a_chain_is_its_running_sums():
     assert answer == ''.join(LETTERS[total % 7] for total in sums)
   sizes = [len(texts(CHAINS, split)) for split in SPLITS]
   assert sizes == [50, 10, 10] and len(set(found)) == 70
+
+
+def test_the_answer_of_rounds_is_what_was_told_of_the_key():
+  found = [text for split in SPLITS for text in texts(ROUNDS, split)]
+  asked = collections.Counter()
+  for text in found:
+    prompt, answer = text.split('=')
+    told = dict(zip(prompt[:6:2], prompt[1:6:2], strict=True))
+    assert len(told) == 3 and len(prompt) == 7
+    assert told[prompt[6]] == answer
+    asked[prompt[:6:2].index(prompt[6])] += 1
+  assert set(''.join(found)) == set('abcde=')
+  assert min(asked[place] for place in range(3)) > 10
+  sizes = [len(texts(ROUNDS, split)) for split in SPLITS]
+  assert sizes == [60, 10, 10] and len(set(found)) == 80
 
 
 def test_every_fact_is_trained_on_and_asked_in_other_words_elsewhere():
@@ -146,6 +162,12 @@ def test_characters_go_there_and_back():
     (lambda: data.Facts(count=10, phrasings=2), r'lie in \[3, 26\]'),
     (lambda: data.Facts(count=27, key_letters=1), r'count=27 must lie'),
     (lambda: data.Facts(count=1, value_letters=0), 'must be positive'),
+    (lambda: data.Rounds(count=1, letters=27), r'lie in \[2, 26\]'),
+    (lambda: data.Rounds(count=1, rounds=3, letters=2), r'lie in \[1, 2\]'),
+    (
+      lambda: data.Rounds(count=7, held_out=1, rounds=1, letters=4),
+      'at most 8 together',
+    ),
     (lambda: data.Chains(count=1, modulus=27), r'lie in \[2, 26\]'),
     (lambda: data.Chains(count=1, operands=1), r'lie in \[2, 12\]'),
     (

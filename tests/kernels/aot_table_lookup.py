@@ -1,8 +1,9 @@
 """Compiles lookups in large tables for a TPU topology.
 
-  python tests/kernels/aot_table_lookup.py v5e:2x2
+  python tests/kernels/aot_table_lookup.py v5e:2x4
 prints for each case what tests/topology.py reports, and its kernels, as JSON.
-`cut` has the table's columns over four devices and the tokens over all.
+Of the cuts over eight devices, `value` has the tables' columns cut, `slots`
+their rows; the tokens are cut over all devices.
 """
 
 import sys
@@ -15,7 +16,7 @@ def main(topology):
 
   import jax
   import jax.numpy as jnp
-  from jax.sharding import Mesh, NamedSharding, PartitionSpec
+  from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
   from moejax import sharding
   from moejax.memory import tables
@@ -50,17 +51,15 @@ def main(topology):
     name: compiled(step(table_lookup, table_products), shape, (one, one))
     for name, shape in PUBLISHED.items()
   }
-  mesh = Mesh(
-    [found[:4]],
-    ('data', 'expert'),
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-  )
-  rules = (('batch', ('data', 'expert')), ('value', 'expert'))
-  specs = PartitionSpec(None, 'expert'), PartitionSpec(('data', 'expert'))
-  where = [NamedSharding(mesh, spec) for spec in specs]
-  with sharding.use(mesh, rules):
-    cut = step(tables.lookup, tables.products)
-    cases['cut'] = compiled(cut, PUBLISHED['1B'], where)
+  mesh = Mesh([found[:8]], ('data', 'expert'), axis_types=(AxisType.Auto,) * 2)
+  specs = {'value': (None, 'expert'), 'slots': ('expert', None)}
+  for cut, spec in specs.items():
+    rules = (('batch', ('data', 'expert')), (cut, 'expert'))
+    tokens = PartitionSpec(('data', 'expert'))
+    where = [NamedSharding(mesh, s) for s in (PartitionSpec(*spec), tokens)]
+    with sharding.use(mesh, rules):
+      split = step(tables.lookup, tables.products)
+      cases[cut] = compiled(split, PUBLISHED['1B'], where)
   tell(cases)
 
 

@@ -89,13 +89,17 @@ def test_products_and_their_gradients_equal_a_loop(implementation):
   close(run(table, x, da[..., 0]), (a[..., 0], dtable, dx))
 
 
+@pytest.mark.parametrize('implementation', ['places', 'blocks'])
 @SHAPES
-def test_touched_rows_are_the_gradient_and_each_slot_comes_once(shape):
+def test_touched_rows_are_the_gradient_and_each_slot_comes_once(
+  shape, implementation
+):
   _, ids, weights, dy = args = problem(shape)
   slots = shape[2]
-  found, rows = jax.jit(functools.partial(touched_rows, slots=slots))(
-    ids, weights, dy
+  run = functools.partial(
+    touched_rows, slots=slots, implementation=implementation
   )
+  found, rows = jax.jit(run)(ids, weights, dy)
   found, rows = np.asarray(found), np.asarray(rows)
   live = found < slots
   np.testing.assert_array_equal(found[live], np.unique(ids))

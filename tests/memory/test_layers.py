@@ -1,6 +1,7 @@
 """Memory layers against loops over tokens and slots, in float64."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from moejax import memory, sharding
+from moejax.memory.expanded import multiplier, permuted
 from moejax.memory.tables import Table, Window
 from moejax.types import Context, Shared
 
@@ -81,8 +83,8 @@ def single_neuron(p, x):
   return sum(w * gelu(x @ u[s]) * v[s] for w, s in retrieved(p, x))
 
 
-def tucker(p, x):
-  total = np.zeros(p['values']['rows'].shape[1])
+def scored(p, x):
+  """(slot, scores of the cores), of all heads."""
   for h in range(p['cores'].shape[1]):
     left, right = halves_of(p['halves'], x)[:, h]
     cores = p['cores'][:, h]
@@ -95,11 +97,32 @@ def tucker(p, x):
     )
     for best in np.argsort(-scores.sum(1))[:K]:
       i, j = pairs[best]
-      slot = i * KEYS + j
-      hidden = (x @ p['pre']) @ p['pre_values']['rows'][slot]
-      weights = np.tile(scores[best], len(total) // len(cores))
-      total += hidden * weights * p['values']['rows'][slot]
+      yield i * len(left) + j, scores[best]
+
+
+def tucker(p, x):
+  total = np.zeros(p['values']['rows'].shape[1])
+  for slot, scores in scored(p, x):
+    hidden = (x @ p['pre']) @ p['pre_values']['rows'][slot]
+    weights = np.tile(scores, len(total) // len(scores))
+    total += hidden * weights * p['values']['rows'][slot]
   return total @ p['out']
+
+
+def expanded(p, x):
+  """With the whole table of four times the rows, which the layer never has."""
+  rows, dim = p['values']['rows'].shape
+  parts = p['out'].reshape(EXPANSION, dim, -1)
+  slots = EXPANSION * rows
+  # A core weighs its part of a value before the value's matrix.
+  table = [np.einsum('sd,dw->sdw', p['values']['rows'], part) for part in parts]
+  table = np.concatenate(table)
+  order = [int(permuted(slot, slots)) for slot in range(slots)]
+  assert sorted(order) == list(range(slots))
+  return sum(
+    np.tile(scores, dim // len(scores)) @ table[order[slot]]
+    for slot, scores in scored(p, x)
+  )
 
 
 FIELDS = dict(keys=KEYS, k=K, heads=2, values=Table(SLOTS))
@@ -110,7 +133,11 @@ CORES = dict(
   values=Table(SLOTS, dim=12, std=0.3),
   pre_values=Table(SLOTS, dim=6, std=0.3),
 )
+EXPANSION = 4
+VALUES = Table(8**2 // EXPANSION, dim=10, std=0.3)
+EXPANDED = dict(keys=8, k=K, heads=2, head_dim=8, blocks=EXPANSION)
 LAYERS = {
+  'expanded': (memory.Expanded(values=VALUES, **EXPANDED), expanded),
   'product_key': (memory.ProductKey(head_dim=6, **FIELDS), product_key),
   'gated': (memory.GatedProductKey(head_dim=6, **FIELDS), gated),
   'single_neuron': (memory.SingleNeuron(head_dim=6, **BOTH), single_neuron),
@@ -270,6 +297,21 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
   module = memory.Tucker(**CORES | change)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(module.init, jax.random.key(0), inputs(), CTX)
+
+
+def test_blocks_that_do_not_divide_the_slots_are_refused():
+  module = memory.Expanded(values=VALUES, **EXPANDED | dict(keys=7))
+  with pytest.raises(ValueError, match='blocks=4 do not divide the 49 slots'):
+    jax.eval_shape(module.init, jax.random.key(0), inputs(), CTX)
+
+
+@pytest.mark.parametrize('slots', [1, 2, 64, 49, 1616**2])
+def test_slots_are_permuted_without_overflow(slots):
+  factor = multiplier(slots)
+  assert math.gcd(factor, slots) == 1 and factor * (slots - 1) < 2**31
+  ends = np.array([0, slots // 2, slots - 1], np.int64)
+  got = jax.jit(permuted, static_argnums=1)(ends.astype(np.int32), slots)
+  np.testing.assert_array_equal(got, ends * factor % slots)
 
 
 def test_tables_that_the_mesh_does_not_divide_are_refused():

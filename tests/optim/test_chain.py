@@ -246,3 +246,34 @@ def test_names_that_do_not_fit_are_refused_by_path():
 def test_impossible_fields_are_refused_by_name(make, field):
   with pytest.raises(ValueError, match=field):
     make()
+
+
+def test_a_scale_of_the_rate_falls_in_equal_strides_and_then_stays():
+  params = {'a': jnp.ones(3), 'b': jnp.ones(3)}
+  chain = optim.Chain(
+    optim.AdamW(b1=0.0, b2=0.0, weight_decay=0.0),
+    schedule=functools.partial(optim.constant, peak=0.1),
+    groups=(('a', dict(lr_scale=4.0, lr_scale_end=1.0, lr_scale_frac=0.5)),),
+  )
+  tx = chain.transformation(
+    params, total_steps=8, lr_scale=lambda parameter, rule: 0.5
+  )
+  state, strides = tx.init(params), []
+  for _ in range(8):
+    new, state = jax.jit(tx.step)(params, state, params)
+    strides.append([float((params[k] - new[k])[0]) for k in 'ab'])
+  factors = [4, 3.25, 2.5, 1.75, 1, 1, 1, 1]
+  want = [[0.05 * factor, 0.05] for factor in factors]
+  np.testing.assert_allclose(strides, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'settings,message',
+  [
+    (dict(lr_scale_end=-1.0), 'lr_scale_end=-1.0 is no scale'),
+    (dict(lr_scale_frac=0.0), 'lr_scale_frac=0.0 is no part'),
+  ],
+)
+def test_scales_that_cannot_be_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    optim.Group(**settings)
