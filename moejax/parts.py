@@ -102,6 +102,11 @@ class Parts:
     return state.abstract(self.variables, self.tx, self.mesh, self.rules)
 
   @functools.cached_property
+  def state_names(self):
+    """The TrainState with logical axis names in place of its arrays."""
+    return state.axis_names(self.variables, self.tx)
+
+  @functools.cached_property
   def state_shardings(self):
     """A TrainState of NamedShardings."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
