@@ -55,6 +55,11 @@ class Parts:
     return build(self.config.train.bias_update, 'config.train.bias_update')
 
   @functools.cached_property
+  def adaptive(self):
+    """Which exchange a step uses; None for that of the config alone."""
+    return build(self.config.train.adapt, 'config.train.adapt')
+
+  @functools.cached_property
   def steps(self) -> int:
     """Optimiser steps: as given, or what `train.budget_flops` pays for."""
     train = self.config.train
