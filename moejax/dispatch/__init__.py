@@ -1,6 +1,7 @@
 """Dispatch: `(assignment, x_ND, experts) -> y_ND`, each saying what it
-`accepts`. `Ring` and the all-to-alls exchange tokens between devices by hand,
-the others leave that to the compiler. `Hashed` lets like ones travel as one."""
+`accepts`. `Ring`, the all-to-alls and `TwoHops` exchange tokens between devices by
+hand, the others leave that to the compiler. `Hashed` lets like ones travel as
+one."""
 
 from moejax.dispatch.all_to_all import AllToAll
 from moejax.dispatch.einsum import Einsum
@@ -9,6 +10,7 @@ from moejax.dispatch.mask import Mask
 from moejax.dispatch.ragged import RaggedAllToAll
 from moejax.dispatch.ring import Ring
 from moejax.dispatch.sort import Sort
+from moejax.dispatch.two_hops import TwoHops
 
 __all__ = [
   'AllToAll',
@@ -18,4 +20,5 @@ __all__ = [
   'RaggedAllToAll',
   'Ring',
   'Sort',
+  'TwoHops',
 ]
