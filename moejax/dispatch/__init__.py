@@ -1,7 +1,7 @@
 """Dispatch: `(assignment, x_ND, experts) -> y_ND`, each saying what it
-`accepts`. `Ring`, the all-to-alls and `TwoHops` exchange tokens between devices by
-hand, the others leave that to the compiler. `Hashed` lets like ones travel as
-one."""
+`accepts`. `Ring`, the all-to-alls and `TwoHops` exchange tokens between devices
+by hand, the others leave that to the compiler. `Hashed` lets like ones travel
+as one."""
 
 from moejax.dispatch.all_to_all import AllToAll
 from moejax.dispatch.einsum import Einsum
