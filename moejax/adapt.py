@@ -28,11 +28,13 @@ class Adaptive:
 
   The load is the most that an expert has over the mean, of the layer where that
   is most. As long as a range has choices that were not tried in it, these come
-  in turn.  Source: 2206.03382 sec. 3, the table of choices by load.
+  in turn.  Source: 2206.03382, the idea of choices by load.
   Differs: exchanges that gather tokens, send rows, and how many stages they
   have; experts are not cut in other ways. Times are measured, never modelled.
 
   A run depends on what its machine was doing, by rounding alone.
+
+  That results are equal holds for choices that drop nothing, or alike.
 
   Attributes:
     choices: dispatches by name, tried in the order of their names.

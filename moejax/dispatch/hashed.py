@@ -223,9 +223,8 @@ def compensated(
   x_ND = jnp.where(used_NK.any(-1, keepdims=True), x_ND, 0)
   change_CD = y_CD.astype(wide) - mean_CD.astype(wide)
   y_ND = weights_NK.sum(-1, keepdims=True) * x_ND.astype(wide)
-  for k in range(
-    weights_NK.shape[1]
-  ):  # all K at once would be K times as large
+  # One after the other: all K at once would be K times as large.
+  for k in range(weights_NK.shape[1]):
     row_ND = change_CD.at[found.mean_NK[:, k]].get(mode='fill', fill_value=0)
     y_ND += weights_NK[:, k : k + 1] * row_ND
   return y_ND.astype(x_ND.dtype)

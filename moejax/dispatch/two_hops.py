@@ -22,9 +22,10 @@ class TwoHops(rounds.InRounds):
   Differs: collectives, dense buffers and rounds where the paper has a kernel.
 
   A first hop has ceil(room * N * M / nodes) rows for each node, a second one
-  ceil(room * N * K / P) for each rank; both take as many rounds as the load
-  needs. Sows `stats/exchange_crossings` too, the nodes beside its own that a
-  token goes to, on average.
+  ceil(room * N * K / R) for each of the R ranks of a node; both take as many
+  rounds as the load needs, of which `stats/exchange_rounds` tells those of the
+  first hop. Sows `stats/exchange_crossings` too, the nodes beside its own that
+  a token goes to, on average.
 
   Attributes: see `rounds.InRounds`, and
     nodes_per_token: M, None for as many as there are.

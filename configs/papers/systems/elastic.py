@@ -2,8 +2,8 @@ r"""More and fewer devices along the expert axis, while a state lives.
 
 `placement.resize` takes the state of a run to the mesh of another `Parts`: each
 device is sent the experts that it lacks, moments included, and what is whole if
-it is new; experts are renumbered so that the fewest move. By the command line,
-the number of devices changes between runs of like seeds alone.
+it is new; experts are renumbered so that the fewest move. It is a call: a run
+of the command keeps its mesh.
 
 Claim:    devices come and go without a restart; weights are reused.
 Command:  python -m moejax.main --config=configs/papers/systems/elastic.py
