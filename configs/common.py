@@ -70,6 +70,7 @@ def base() -> ConfigDict:
       batch_size=16,  # rows of a step, over all devices and micro-batches
       seq_len=256,
       accumulate=1,  # micro-batches in a step
+      adapt=None,  # node; chooses the exchange of a step by its load
       bias_update=None,  # node; moves the selection biases of routers
       max_skipped_steps=10,  # in a row, before the run stops
     )

@@ -37,6 +37,7 @@ SECTIONS = {
     'batch_size',
     'seq_len',
     'accumulate',
+    'adapt',
     'bias_update',
     'max_skipped_steps',
   ),

@@ -41,7 +41,8 @@ class Moe(nn.Module):
 
   Attributes:
     router: `(x_ND, ctx) -> Assignment`.
-    dispatch: `(assignment, x_ND, experts) -> y_ND`.
+    dispatch: `(assignment, x_ND, experts) -> y_ND`. One that approximates in
+      training has the dispatch of evaluation and decoding as `exact`.
     experts: `Rows -> Rows`.
     shared: a feed-forward that every token also goes to.
     balance: balance terms by name, `(assignment, ctx) -> scalar`; a name is
@@ -61,11 +62,16 @@ class Moe(nn.Module):
     self._check(assignment)
     stats.sow_routing(self, assignment, ctx, self.balance)
     with sharding.layer_of_experts():
-      y_ND = self.dispatch(assignment, x_ND, self.experts)
+      y_ND = self._dispatch(ctx.train)(assignment, x_ND, self.experts)
     y_BTD = y_ND.reshape(x_BTD.shape)
     if self.shared is not None:
       y_BTD = y_BTD + self.shared(x_BTD, ctx)
     return y_BTD
+
+  def _dispatch(self, train):
+    return (
+      self.dispatch if train else getattr(self.dispatch, 'exact', self.dispatch)
+    )
 
   def _check(self, assignment):
     if not isinstance(assignment, self.dispatch.accepts):

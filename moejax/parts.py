@@ -55,6 +55,11 @@ class Parts:
     return build(self.config.train.bias_update, 'config.train.bias_update')
 
   @functools.cached_property
+  def adaptive(self):
+    """Which exchange a step uses; None for that of the config alone."""
+    return build(self.config.train.adapt, 'config.train.adapt')
+
+  @functools.cached_property
   def steps(self) -> int:
     """Optimiser steps: as given, or what `train.budget_flops` pays for."""
     train = self.config.train
@@ -100,6 +105,11 @@ class Parts:
   def abstract_state(self):
     """The TrainState as shapes with shardings, to restore into."""
     return state.abstract(self.variables, self.tx, self.mesh, self.rules)
+
+  @functools.cached_property
+  def state_names(self):
+    """The TrainState with logical axis names in place of its arrays."""
+    return state.axis_names(self.variables, self.tx)
 
   @functools.cached_property
   def state_shardings(self):

@@ -125,23 +125,29 @@ def abstract(
     mesh: the mesh.
     rules: logical axis to mesh axis.
   """
-  shapes, names = variables
+  shapes, _ = variables
   state = TrainState(
     step=jax.ShapeDtypeStruct((), jnp.int32),
     params=shapes['params'],
     opt_state=jax.eval_shape(tx.init, shapes['params']),
     balance=shapes['balance'],
   )
-  axes = TrainState(
-    step=(),
-    params=names['params'],
-    opt_state=optim.state_names(
-      state.opt_state, shapes['params'], names['params']
-    ),
-    balance=names['balance'],
-  )
   return jax.tree.map(
     lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
     state,
-    sharding.shardings(axes, mesh, rules),
+    sharding.shardings(axis_names(variables, tx), mesh, rules),
+  )
+
+
+def axis_names(
+  variables: tuple[Any, Any], tx: optim.SkipNonfinite
+) -> TrainState:
+  """The state with a tuple of logical axis names in place of each array."""
+  shapes, names = variables
+  opt_state = jax.eval_shape(tx.init, shapes['params'])
+  return TrainState(
+    step=(),
+    params=names['params'],
+    opt_state=optim.state_names(opt_state, shapes['params'], names['params']),
+    balance=names['balance'],
   )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from moejax import (
   accounting,
+  adapt,
   config_io,
   files,
   generate,
@@ -154,6 +155,8 @@ class Run:
     return now
 
   def _compiled(self, now, batch):
+    if self.parts.adaptive is not None:
+      return adapt.Steps(self.parts)
     compiled = self.parts.train_step.lower(now, batch).compile()
     # What the compiler took would otherwise add to the peak of the steps.
     host.return_freed_memory()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from moejax import accounting, fields, sharding, stats
+from moejax import accounting, adapt, fields, sharding, stats
 from moejax.parts import Parts
 from moejax.state import blank_context
 
@@ -30,6 +30,9 @@ def check(config: ConfigDict) -> None:
   fields.check(config)
   parts = Parts(config)
   check_program(config, parts)
+  if parts.adaptive is not None:
+    for other in adapt.variants(parts).values():
+      check_terms(other.config, other)
   check_learning_rate(parts)
   check_data(config, parts)
 

@@ -7,11 +7,11 @@ from moejax import balance, sharding, step
 from moejax.parts import Parts
 
 
-def router():
-  """Four experts, of which two are chosen; selection biases balance them."""
+def router(num_experts=4):
+  """Two experts are chosen; selection biases balance them."""
   return common.node(
     'routers.Router',
-    score=common.node('routers.scores.Linear', num_experts=4),
+    score=common.node('routers.scores.Linear', num_experts=num_experts),
     k=2,
     select=common.node('routers.select.top_k'),
     weigh=common.node('routers.weigh.sigmoid'),

@@ -54,3 +54,18 @@ def counts_by_token(
   zeros = jnp.zeros((vocab, num_experts), jnp.float32)
   # The id of "no expert" lies outside and is dropped.
   return zeros.at[token_R, ids_NK.reshape(-1)].add(1.0, mode='drop')
+
+
+def transitions(
+  ids_NK: jax.Array, next_NK: jax.Array, num_experts: int, num_next: int
+) -> jax.Array:
+  """f32 [E, F]: tokens that have expert e in a layer and f in the next.
+
+  Those of all pairs of layers, stacked, are what `placement.programme` weighs
+  against the load.
+  """
+  now_NE, then_NF = (
+    (ids[..., None] == jnp.arange(size)).any(1).astype(jnp.float32)
+    for ids, size in ((ids_NK, num_experts), (next_NK, num_next))
+  )
+  return now_NE.T @ then_NF

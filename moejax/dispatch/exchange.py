@@ -83,15 +83,15 @@ def across(
     axis_names=set(jax.sharding.get_abstract_mesh().axis_names),
     check_vma=False,
   )(
-    _padded(x_ND, missing, 0),
-    _padded(assignment.ids_NK, missing, assignment.num_experts),
-    _padded(assignment.weights_NK, missing, 0),
+    padded(x_ND, missing, 0),
+    padded(assignment.ids_NK, missing, assignment.num_experts),
+    padded(assignment.weights_NK, missing, 0),
     done.matrices,
   )
   return y_ND[:n], told
 
 
-def _padded(a, missing, value):
+def padded(a: jax.Array, missing: int, value) -> jax.Array:
   """Tokens of no expert at the end, so that all devices have as many."""
   if not missing:
     return a

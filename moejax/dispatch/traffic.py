@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
+
 _WEIGHT = _ID = 4  # bytes
 
 
@@ -90,15 +92,66 @@ def emulated(
   return {'all-gather': (layer.ranks - 1) * sent + _counts(layer, stages)}
 
 
+def two_hops(
+  layer: Layer,
+  nodes: int,
+  rows: tuple[int, int],
+  num_rounds: int = 1,
+  stages: int = 1,
+) -> dict[str, float]:
+  """`rows` for each pair of nodes, and then of the ranks of a node.
+
+  A row of the first hop has all of its token's choices. Rounds are those of the
+  first hop, each with one of the second. `between` is the part of the bytes
+  that goes from node to node, `all-to-all` all of them.
+  """
+  over = _per_row(layer, _ID + _WEIGHT, num_rounds, layer.k)
+  within = _per_row(layer, _ID + _WEIGHT, num_rounds)
+  between = stages * (nodes - 1) * rows[0] * over
+  inside = stages * (layer.ranks // nodes - 1) * rows[1] * within
+  return {'all-to-all': between + inside, 'between': between}
+
+
+def crossings(
+  ids_NK: np.ndarray, node_N: np.ndarray, num_experts: int, nodes: int
+) -> np.ndarray:
+  """int [N]: nodes, other than its own, that a token goes to.
+
+  It is what its row costs between nodes if it travels once to each, and at most
+  the groups that node-limited routing keeps.  Source: 2505.09343 sec. 4.3.
+
+  Args:
+    ids_NK: the experts of each token; E for none.
+    node_N: where each token is.
+    num_experts: E, of which the first E / nodes are on the first node.
+    nodes: how many.
+
+  Raises:
+    ValueError: the nodes do not divide the experts.
+  """
+  if num_experts % nodes:
+    raise ValueError(
+      f'{num_experts} experts cannot be spread evenly over {nodes} nodes; use '
+      'a divisor.'
+    )
+  ids_NK = np.asarray(ids_NK)
+  goes_NV = (
+    ids_NK[..., None] // (num_experts // nodes) == np.arange(nodes)
+  ).any(1)
+  own_NV = np.asarray(node_N)[:, None] == np.arange(nodes)
+  return (goes_NV & ~own_NV).sum(1)
+
+
 def _counts(layer, stages):
   slots = math.lcm(layer.num_experts, layer.ranks)
   return stages * (layer.ranks - 1) * slots * 4
 
 
-def _per_row(layer, label, num_rounds):
+def _per_row(layer, label, num_rounds, choices=1):
   """Bytes of a row in all its trips; further rounds are run again backward."""
   row = layer.row_bytes
-  there, back = row + label, row
+  there, back = row + choices * label, row
   if not layer.backward:
     return num_rounds * (there + back)
-  return num_rounds * (there + 3 * back + _WEIGHT) + (num_rounds - 1) * there
+  once = there + 3 * back + choices * _WEIGHT
+  return num_rounds * once + (num_rounds - 1) * there

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.optim.parameters import slashed
+
 # Logical axes that count experts, of parameters and of what follows them.
 _AXES = ('expert', 'router')
 
@@ -39,9 +41,9 @@ def permute(tree: Any, names: Any, orders: Mapping[str, np.ndarray]) -> Any:
   axes = treedef.flatten_up_to(names)
   moved, used = [], set()
   for (keys, leaf), own in zip(leaves, axes, strict=True):
-    path = f'/{jax.tree_util.keystr(keys, simple=True, separator="/")}/'
+    path = slashed(keys)
     for mixture, order in orders.items():
-      axis = _axis(path, mixture, own)
+      axis = expert_axis(path, mixture, own)
       if axis is not None:
         used.add(mixture)
         leaf = _take(leaf, np.asarray(order), axis)
@@ -60,8 +62,9 @@ def inverse(order: np.ndarray) -> np.ndarray:
   return np.argsort(order, axis=-1)
 
 
-def _axis(path, mixture, names):
+def expert_axis(path: str, mixture: str, names: tuple) -> int | None:
   """Which axis of a leaf counts the experts of a mixture, if any."""
+  path = f'/{path}/'
   if f'/{mixture}/' not in path:
     return None
   for i, name in enumerate(names):

@@ -69,6 +69,18 @@ def test_counts_by_token_equal_a_count_by_hand(case):
   np.testing.assert_array_equal(counts, expected)
 
 
+def test_transitions_equal_a_count_by_hand(case):
+  first, second = (np.asarray(ids) for ids in case[3][:2])
+  want = np.zeros(EXPERTS)
+  for now, then in zip(first, second, strict=True):
+    for e in now[now < EXPERTS[0]]:
+      for f in then[then < EXPERTS[1]]:
+        want[e, f] += 1
+  got = routing.transitions(first, second, *EXPERTS)
+  assert want.sum() == (N - 2) * K * K
+  np.testing.assert_array_equal(got, want)
+
+
 def test_a_model_without_routers_has_no_choices(case):
   ctx = case[2]
   block = common.block(common.attention(2), common.dense(8))

@@ -57,6 +57,8 @@ def required():
     'shared': 4,
     'router': router(),
     'capacity_factor': float(NUM_EXPERTS),  # room for every choice
+    'exact': dispatch.Sort(),
+    'rate': 1.0,
     'score': routers.scores.Linear(num_experts=NUM_EXPERTS),
     'select': routers.select.top_k,
     'weigh': routers.weigh.softmax,

@@ -1,6 +1,7 @@
 """Exchanges by hand: eight devices equal one, whatever the load."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,10 @@ STAGED = [
   dispatch.AllToAll(room=0.7, keep_first=False),
   dispatch.RaggedAllToAll(room=0.6, keep_first=False),
 ]
+
+
+# Mesh axes over which tokens are cut.
+CUT = ('data', 'expert')
 
 
 def label(value):
@@ -116,9 +121,10 @@ def compiled(dispatcher, where, num_experts, tokens=N):
     y, pull, sown = jax.vjp(forward, *args, has_aux=True)
     return y, pull(upstream), sown['stats']
 
-  cut = PartitionSpec(('data', 'expert'))
-  divides = num_experts % where.shape['expert'] == 0
-  held = PartitionSpec('expert' if divides else None)
+  cut = PartitionSpec(CUT)
+  over = CUT[1:]
+  divides = num_experts % math.prod(where.shape[a] for a in over) == 0
+  held = PartitionSpec(over if divides else None)
   k = min(K, num_experts)
   shapes = dict(ids_NK=(k, jnp.int32), weights_NK=(k, jnp.float32))
   shapes['logits_NE'] = (num_experts, jnp.float32)

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
-from moejax import balance, optim, placement, sharding, step
+from moejax import balance, placement, sharding, step
 from moejax.parts import Parts
-from moejax.state import TrainState
+from tests import steps
 
 RANKS = 2
 
@@ -90,14 +89,7 @@ def test_what_cannot_work_is_refused(call, message):
 @pytest.mark.slow
 @pytest.mark.usefixtures('quick_compilation')
 def test_training_goes_on_as_if_nothing_had_been_permuted(small):
-  router = common.node(
-    'routers.Router',
-    score=common.node('routers.scores.Linear', num_experts=4),
-    k=2,
-    select=common.node('routers.select.top_k'),
-    weigh=common.node('routers.weigh.sigmoid'),
-    selection_bias=True,
-  )
+  router = steps.router()
   config = small.config(model=small.model({'a': small.sparse(router=router)}))
   config.model.repeats = 2
   config.mesh = dict(data=8, expert=1)
@@ -111,22 +103,11 @@ def test_training_goes_on_as_if_nothing_had_been_permuted(small):
       bias_update=balance.bias_update,
     )
   )
-  shapes, names = parts.variables
-  axes = TrainState(
-    step=(),
-    params=names['params'],
-    opt_state=optim.state_names(
-      jax.eval_shape(parts.tx.init, shapes['params']),
-      shapes['params'],
-      names['params'],
-    ),
-    balance=names['balance'],
-  )
   order = np.array([[2, 0, 3, 1], [1, 3, 2, 0]])
   mixture = 'layers/blocks_0/ffn'
 
   def move(state, order):
-    return placement.permute(state, axes, {mixture: order})
+    return placement.permute(state, parts.state_names, {mixture: order})
 
   batches = [small.rows(seed, batch=8) for seed in range(4)]
   with sharding.use(parts.mesh, parts.rules):
