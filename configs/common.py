@@ -75,19 +75,23 @@ def base() -> ConfigDict:
     )
   )
   # -1: what is left. The last axis has neighbours that are near each other.
-  config.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, context=1, tensor=1))
+  # The first, `pipe`, is for stages of layers: see config.model.pipeline.
+  config.mesh = ConfigDict(
+    dict(pipe=1, data=-1, fsdp=1, expert=1, context=1, tensor=1)
+  )
   # Where each logical axis lives. A name with 'moe/' in front, as in
   # ('moe/expert', ('expert', 'tensor')), is for layers of experts alone.
   config.rules = (
-    ('batch', ('data', 'fsdp', 'expert')),
+    ('batch', ('data', 'fsdp', 'expert', 'pipe')),
     ('expert', 'expert'),
     ('time', 'context'),
     ('embed', 'fsdp'),
     ('heads', 'tensor'),
     ('mlp', 'tensor'),
     ('vocab', 'tensor'),
-    *((name, None) for name in ('kv', 'latent', 'layers')),
-    *((name, None) for name in ('memory', 'router', 'slots', 'value')),
+    ('layers', 'pipe'),
+    *((name, None) for name in ('kv', 'latent', 'memory')),
+    *((name, None) for name in ('router', 'slots', 'value')),
   )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
   config.evaluate = ConfigDict(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from moejax import costs
 from moejax.nn import RmsNorm
 from moejax.optim import MaximalUpdate
+from moejax.pipeline import Circular
 from moejax.types import Context, Outputs, Shared, State, Stream
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS
 from pallas_kernels.route.api import CHOICE
@@ -72,6 +73,9 @@ class Model(nn.Module):
     dtype: of the activations, 'float32' or 'bfloat16'; parameters are f32.
     parametrization: what changes with the width, such as
       `optim.MaximalUpdate`; None changes nothing.
+    pipeline: how stages share the repeats of the pattern in training and
+      evaluation; None for no stages. The variables are the same, and decoding
+      goes without.
   """
 
   vocab: int
@@ -86,6 +90,7 @@ class Model(nn.Module):
   remat: str | None = None
   dtype: str = 'float32'
   parametrization: MaximalUpdate | None = None
+  pipeline: Circular | None = None
 
   def setup(self):
     self.embedding = self.param(
@@ -112,7 +117,7 @@ class Model(nn.Module):
       self.after = self._period(Period, self.suffix)
     self.final_norm = RmsNorm()
 
-  def _period(self, cls, names):
+  def _period(self, cls, names, **fields):
     for name in names:
       if name not in self.blocks:
         raise ValueError(
@@ -122,7 +127,7 @@ class Model(nn.Module):
     copies = (
       self.blocks[n].clone(parent=None, _deep_clone=True) for n in names
     )
-    return cls(tuple(copies))
+    return cls(tuple(copies), **fields)
 
   def _scanned(self):
     period = Period
@@ -165,7 +170,10 @@ class Model(nn.Module):
     starts += len(self.prefix)
     if self.prefix:
       stream, before = self.before(stream, ctx, before, jnp.int32(0))
-    stream, middle = self.layers(stream, ctx, middle, starts)
+    if self.pipeline is None or state is not None or self.is_initializing():
+      stream, middle = self.layers(stream, ctx, middle, starts)
+    else:
+      stream = self._pipelined(stream, ctx, starts)
     if self.suffix:
       last = starts[-1] + len(self.pattern)
       stream, after = self.after(stream, ctx, after, last)
@@ -175,6 +183,28 @@ class Model(nn.Module):
       hidden_BTD *= self.parametrization.logits_scale(self.width)
     outputs = Outputs(hidden_BTD, head_DV.astype(dtype))
     return outputs, None if state is None else (before, middle, after)
+
+  def _pipelined(self, stream, ctx, starts):
+    layers = self.layers
+    alone = self._period(Period, self.pattern, parent=None)
+    mutable = [name for name in SCANNED if layers.is_mutable_collection(name)]
+
+    def period(variables, stream, ctx, first):
+      (stream, _), written = alone.apply(
+        variables, stream, ctx, None, first, mutable=mutable
+      )
+      return stream, written
+
+    if self.remat is not None:
+      period = jax.checkpoint(
+        period, policy=REMAT[self.remat], prevent_cse=False
+      )
+    variables = nn.unbox(layers.variables)
+    stream, written = self.pipeline(period, variables, stream, ctx, starts)
+    for collection in set(written).intersection(mutable):
+      for name, value in written[collection].items():
+        layers.put_variable(collection, name, value)
+    return stream
 
   def _shared_modules(self) -> dict[str, Shared]:
     found = {}

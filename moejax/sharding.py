@@ -20,7 +20,7 @@ from pallas_kernels import chips
 # name begins with "moe/" replace the others in layers of experts: those fold
 # the same devices in their own way.
 RULES = (
-  ('batch', ('data', 'fsdp', 'expert')),
+  ('batch', ('data', 'fsdp', 'expert', 'pipe')),
   ('expert', 'expert'),
   ('time', 'context'),
   ('embed', 'fsdp'),
@@ -29,7 +29,7 @@ RULES = (
   ('vocab', 'tensor'),
   ('kv', None),
   ('latent', None),
-  ('layers', None),
+  ('layers', 'pipe'),
   ('memory', None),
   ('router', None),
   ('slots', None),
@@ -138,6 +138,13 @@ def folded(rules: Rules) -> Rules:
 def layer_of_experts() -> contextlib.AbstractContextManager:
   """Puts the rules of a layer of experts in force, for the code inside."""
   return nn.logical_axis_rules(folded(nn.get_logical_axis_rules()))
+
+
+def less(axes: Sequence[str]) -> contextlib.AbstractContextManager:
+  """Puts the rules in force less some mesh axes, for the code inside."""
+  mesh = jax.sharding.get_abstract_mesh()
+  left = [name for name in mesh.axis_names if name not in axes]
+  return nn.logical_axis_rules(_known(nn.get_logical_axis_rules(), left))
 
 
 def is_axes(node: Any) -> bool:
