@@ -195,12 +195,14 @@ class Model(nn.Module):
       )
       return stream, written
 
-    if self.remat is not None:
-      period = jax.checkpoint(
-        period, policy=REMAT[self.remat], prevent_cse=False
-      )
-    variables = nn.unbox(layers.variables)
-    stream, written = self.pipeline(period, variables, stream, ctx, starts)
+    stream, written = self.pipeline(
+      period,
+      nn.unbox(layers.variables),
+      stream,
+      ctx,
+      starts,
+      keeps=self.remat and REMAT[self.remat],
+    )
     for collection in set(written).intersection(mutable):
       for name, value in written[collection].items():
         layers.put_variable(collection, name, value)

@@ -20,6 +20,7 @@ import flax.struct as struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from moejax import sharding, stats
@@ -28,6 +29,18 @@ from moejax.types import Context, Stream
 # `(variables, stream, ctx, first) -> (stream, written)`.
 Period = Callable[..., tuple[Stream, Mapping[str, Any]]]
 _FREE = PartitionSpec.UNCONSTRAINED
+# The name under which the backward pass keeps the input of a period.
+_INPUT = 'period_input'
+# What lies between a parameter and a product.
+_READS = {
+  'broadcast_in_dim',
+  'convert_element_type',
+  'dynamic_slice',
+  'reshape',
+  'slice',
+  'squeeze',
+  'transpose',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +138,15 @@ class Circular:
         f'{self.microbatches} of the pipeline; use a multiple of them.'
       )
 
+  def check_devices(self, devices: int) -> None:
+    """Raises: ValueError unless there are as many as stages, or one."""
+    if devices not in (1, self.stages):
+      raise ValueError(
+        f'stages={self.stages} of the pipeline, but the mesh cuts the layers '
+        f'into {devices} parts; set config.mesh.pipe={self.stages}, or 1 to '
+        'try the schedule without devices for it.'
+      )
+
   def __call__(
     self,
     period: Period,
@@ -132,6 +154,7 @@ class Circular:
     stream: Stream,
     ctx: Context,
     firsts: jax.Array,
+    keeps: Callable | None = None,
   ) -> tuple[Stream, dict[str, Any]]:
     """The periods one after another.
 
@@ -142,28 +165,38 @@ class Circular:
       stream: of the whole batch.
       ctx: likewise.
       firsts: int32, the place of each period's first layer.
+      keeps: the policy of `jax.checkpoint` that says what the backward pass
+        keeps of a period beside its input; None keeps all.
 
     Returns:
       The stream, and what was written, with periods along the first axis.
 
     Raises:
-      ValueError: see `check` and `check_rows`.
+      ValueError: see `check`, `check_rows` and `check_devices`.
     """
     self.check(len(firsts))
     self.check_rows(len(ctx.tokens_BT))
     axes = sharding.axes_of('layers')
+    self.check_devices(sharding.size_of(axes))
+    if keeps is not None:
+      period = jax.checkpoint(period, policy=keeps, prevent_cse=False)
+    stage = jax.checkpoint(
+      functools.partial(self._stage, period, ctx),
+      policy=_kept_of_stages(keeps),
+      prevent_cse=False,
+    )
+    parts, share_M = self._parts(ctx)
+    inputs = jax.tree.map(self._split, stream)
     with sharding.less(axes):
-      parts, share_M = self._parts(ctx)
       held = _Held(
-        inputs=self._copies(jax.tree.map(self._split, stream), axes),
-        parts=self._copies(parts, axes),
+        inputs=self._copies(inputs, axes, rows=True),
+        parts=self._copies(parts, axes, rows=True),
         shared=self._copies(ctx.shared, axes),
         variables=self._to_stages(variables, axes),
         firsts=self._to_stages(firsts, axes),
       )
-      stage = functools.partial(self._stage, period, ctx)
       outputs, balance, sown = self._scan(stage, held, axes)
-      stream = jax.tree.map(self._join, outputs)
+    stream = jax.tree.map(self._join, outputs)
     written = {
       name: stats.merge_parts(self._from_iterations(tree), share_M)
       for name, tree in sown.items()
@@ -176,8 +209,7 @@ class Circular:
 
     def iteration(carry, i):
       turn, sown = _by_stage(stage, (at_S, i - at_S, held, carry), axes)
-      stream = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), turn.stream)
-      return turn.replace(stream=stream), sown
+      return turn.replace(stream=_shift(turn.stream, axes)), sown
 
     # Bubbles compute on some rows of the batch: those are as finite as any.
     first = _Carry(
@@ -198,24 +230,22 @@ class Circular:
     m = u // (self.stages * self.repeats) * self.stages + u % self.stages
     enters = (s == 0) & (r == 0)
     stream = jax.tree.map(
-      lambda new, old: jnp.where(enters, new[m], old),
-      held.inputs,
+      lambda new, old: jnp.where(enters, new, old),
+      _at(m, held.inputs),
       carry.stream,
     )
-    part = jax.tree.map(lambda a: a[m], held.parts)
-    ctx = ctx.replace(shared=held.shared, **part)
+    ctx = ctx.replace(shared=held.shared, **_at(m, held.parts))
     fixed = {k: v for k, v in held.variables.items() if k != 'balance'}
 
     def one(stream, xs):
       variables, balance, first = xs
       variables = variables | {'balance': balance}
+      stream = checkpoint_name(stream, _INPUT)
       stream, written = period(variables, stream, ctx, first)
       written = dict(written)
       return stream, (written.pop('balance', balance), written)
 
-    mine, balance, firsts = jax.tree.map(
-      lambda a: a[r], (fixed, carry.balance, held.firsts)
-    )
+    mine, balance, firsts = _at(r, (fixed, carry.balance, held.firsts))
     stream, (new, sown) = lax.scan(one, stream, (mine, balance, firsts))
     # What a bubble leaves here is overwritten, but for the last stage, which
     # ends with the last micro-batch.
@@ -248,23 +278,24 @@ class Circular:
 
   def _split(self, a):
     """[M * B, ...] to [M, B, ...]; rows stay on their devices."""
-    return a.reshape(-1, self.microbatches, *a.shape[1:]).swapaxes(0, 1)
+    a = a.reshape(-1, self.microbatches, *a.shape[1:]).swapaxes(0, 1)
+    return sharding.cut_rows(a, (None,))
 
   def _join(self, a):
     """What the last of the stages has, [S, M, B, ...], to [M * B, ...]."""
     s = lax.broadcasted_iota(jnp.int32, (self.stages,) + (1,) * (a.ndim - 1), 0)
     # A sum of which all parts but one are 0: it leaves each device its rows.
     a = jnp.where(s == self.stages - 1, a, 0).sum(0, dtype=a.dtype)
-    return a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
+    a = sharding.cut_rows(a, (None,))
+    return sharding.cut_rows(a.swapaxes(0, 1).reshape(-1, *a.shape[2:]))
 
-  def _copies(self, tree, axes):
-    """A copy for each stage, so that gradients are added up once, at the end.
-
-    [M, B, T, ...] to [S, M, B, T, ...].
-    """
+  def _copies(self, tree, axes, rows=False):
+    """A copy for each stage: so gradients are added up once, at the end."""
 
     def copy(a):
       a = jnp.broadcast_to(a, (self.stages, *a.shape))
+      if rows and a.ndim > 3:
+        return sharding.cut_rows(a, (axes, None))
       return _cut(a, axes)
 
     return jax.tree.map(copy, tree)
@@ -318,27 +349,59 @@ class _Carry:
 
 
 def _by_stage(f, args, axes):
-  """`f` of each stage, by the devices that hold it."""
+  """`f` of each stage, by the device that holds it."""
 
-  def own(*args):
-    if len(jax.tree.leaves(args)[0]) == 1:
-      out = f(*jax.tree.map(lambda a: a[0], args))
-      return jax.tree.map(lambda a: a[None], out)
-    return lax.map(lambda args: f(*args), args)
+  def own(args):
+    out = f(*jax.tree.map(lambda a: a[0], args))
+    return jax.tree.map(lambda a: a[None], out)
 
   if not axes:
-    return own(*args)
+    return lax.map(lambda args: f(*args), args)
+  return _manual(own, args, axes)
+
+
+def _shift(tree, axes):
+  """What a stage has, to the next one; from the last one to the first."""
+  if not axes:
+    return jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), tree)
+  size = sharding.size_of(axes)
+  ring = [(i, (i + 1) % size) for i in range(size)]
+  return _manual(lambda tree: lax.ppermute(tree, axes, ring), tree, axes)
+
+
+def _manual(f, args, axes):
+  """`f` of the part of a device, where the mesh cuts the first axes."""
   # Axes of one device too: without an axis that is left to the compiler, a
   # kernel needs no further `shard_map`.
   mesh = jax.sharding.get_abstract_mesh()
-  alone = {a for a in sharding.auto_axes() if mesh.shape[a] == 1}
+  alone = [a for a in sharding.auto_axes() if mesh.shape[a] == 1]
+  axes = (*axes, *sorted(alone))
   return jax.shard_map(
-    own,
+    f,
     in_specs=PartitionSpec(axes),
     out_specs=PartitionSpec(axes),
-    axis_names=alone | set(axes),
+    axis_names=set(axes),
     check_vma=False,
-  )(*args)
+  )(args)
+
+
+def _kept_of_stages(keeps):
+  """What the backward pass keeps of an iteration, for `jax.checkpoint`.
+
+  Everything but what is read off the parameters: that would be a copy of them
+  for each iteration.
+  """
+  if keeps is None:
+    return lambda primitive, *_, **__: primitive.name not in _READS
+  policies = jax.checkpoint_policies
+  named = policies.save_only_these_names(_INPUT)
+  return policies.save_from_both_policies(named, keeps)
+
+
+def _at(i, tree):
+  return jax.tree.map(
+    lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), tree
+  )
 
 
 def _cut(a, axes):

@@ -170,6 +170,26 @@ def put_batch(
   }
 
 
+def cut_rows(a: jax.Array, lead: Sequence = ()) -> jax.Array:
+  """Says how the mesh in force cuts rows and tokens: [*lead, B, T, ...].
+
+  Args:
+    a: an array. What the mesh does not cut evenly is left to the compiler, as
+      are later axes.
+    lead: mesh axes of the axes in front of them.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return a
+  free = PartitionSpec.UNCONSTRAINED
+  sizes = a.shape[len(lead) :]
+  rest = [free] * len(sizes)
+  for i, name in enumerate(TOKENS):
+    axes = axes_of(name)
+    if sizes[i] % size_of(axes) == 0:
+      rest[i] = axes or None
+  return jax.lax.with_sharding_constraint(a, PartitionSpec(*lead, *rest))
+
+
 def by_device(
   f: Callable,
   args: Sequence[Any],
