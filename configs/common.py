@@ -75,7 +75,7 @@ def base() -> ConfigDict:
     )
   )
   # -1: what is left. The last axis has neighbours that are near each other.
-  # The first, `pipe`, is for stages of layers: see config.model.pipeline.
+  # `pipe` is for the stages of config.model.pipeline: see `pipeline` below.
   config.mesh = ConfigDict(
     dict(pipe=1, data=-1, fsdp=1, expert=1, context=1, tensor=1)
   )
@@ -259,6 +259,20 @@ def pod(config: ConfigDict, *, expert: int, fsdp: int) -> ConfigDict:
   config.rules = (
     *((name, own.get(name, to)) for name, to in config.rules),
     ('moe/embed', 'fsdp'),
+  )
+  return config
+
+
+def pipeline(
+  config: ConfigDict, *, stages: int, microbatches: int, repeats: int = 1
+) -> ConfigDict:
+  """Spreads the repeats of the pattern over stages, each with its devices."""
+  config.mesh.pipe = stages
+  config.model.pipeline = node(
+    'pipeline.Circular',
+    stages=stages,
+    microbatches=microbatches,
+    repeats=repeats,
   )
   return config
 
