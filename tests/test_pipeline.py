@@ -10,7 +10,18 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from configs import common
-from moejax import accounting, aot, losses, sharding, state, step, validate
+from moejax import (
+  accounting,
+  aot,
+  evaluate,
+  generate,
+  losses,
+  sharding,
+  state,
+  step,
+  train,
+  validate,
+)
 from moejax.aot import collectives
 from moejax.build import ConfigError, build
 from moejax.model import Model
@@ -263,8 +274,13 @@ def by_hand(small, c, parts_count):
         if not isinstance(value, tuple):  # a module's own
           continue
         terms[name] += share(count, rows) * value[0]
-    order = np.argsort([m + parts_count * i for m in range(parts_count)
-                        for i in range(8 // parts_count)])
+    order = np.argsort(
+      [
+        m + parts_count * i
+        for m in range(parts_count)
+        for i in range(8 // parts_count)
+      ]
+    )
     outputs = outputs.replace(hidden_BTD=jnp.concatenate(hidden)[order])
     main = losses.cross_entropy(outputs, host)
     total = main + sum(c.losses[n] * v.sum() for n, v in terms.items())
@@ -401,15 +417,15 @@ def test_the_backward_pass_never_chooses_experts_again(small, remat):
 
 @pytest.mark.slow
 def test_layers_share_a_memory_across_stages(small):
-  block = common.block(
-    common.attention(2, 1),
-    common.beside(
-      common.node(
-        'memory.ProductKey', heads=1, k=2, key_dim=8, table='values', slots=16
-      ),
-      hidden=8,
-    ),
+  memory = common.node(
+    'memory.ProductKey',
+    keys=4,
+    k=2,
+    heads=1,
+    head_dim=4,
+    values=common.node('memory.tables.Window', of='values'),
   )
+  block = common.block(common.attention(2, 1), common.beside(memory, hidden=8))
   c = small.config(
     model=small.model(
       {'memory': block}, repeats=4, shared={'values': common.table(16)}
@@ -507,3 +523,34 @@ def test_stages_compile_for_a_tpu_and_send_what_the_formula_says(exchange):
   stream_bytes = 16 / 2 * 128 * 128 * 2  # half the rows, in bf16
   sent = report.collective_bytes['collective-permute']
   assert sent == pipeline.permute_bytes(stream_bytes)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_without_stages_and_writes_the_same(
+  small, text, tmp_path
+):
+  """Trained in stages on eight devices; then read by other configs."""
+  c = small.config(data=text)
+  c.model = small.model({'sparse': small.sparse()}, repeats=4, vocab=257)
+  c.infer.max_tokens = 8
+  c.checkpoint.every_steps = 2
+  c.train.steps = 2
+  alone = c.copy_and_resolve_references()
+  alone.train.steps = 3
+  common.pipeline(c, stages=2, microbatches=2, repeats=2)
+  train.run(c, str(tmp_path))
+  staged = evaluate.run(c, str(tmp_path))
+  assert staged == pytest.approx(evaluate.run(alone, str(tmp_path)), rel=1e-6)
+  written = generate.run(c, str(tmp_path), ['a bit'])
+  assert written == generate.run(alone, str(tmp_path), ['a bit'])
+  # The optimiser's state as well: another step is the same step.
+  states = []
+  for config in (c, alone):
+    config.train.steps = 3
+    parts = Parts(config)
+    with sharding.use(parts.mesh, parts.rules):
+      now, _ = evaluate.restore(parts, str(tmp_path))
+      batch = sharding.put_batch(small.rows(3, batch=8), parts.batch_sharding)
+      states.append(jax.tree.map(np.asarray, parts.train_step(now, batch)[0]))
+  for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
