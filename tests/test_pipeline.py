@@ -73,13 +73,13 @@ def placed(model, mesh):
   """Variables where they live, by the rules of the house."""
   shapes, names = state.abstract_variables(model)
   rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda s, where: jax.device_put(
-      0.3 * rng.normal(size=s.shape).astype(s.dtype), where
-    ),
-    shapes,
-    sharding.shardings(names, mesh, sharding.RULES),
-  )
+
+  def put(s, where):
+    value = (0.3 * rng.normal(size=s.shape)).astype(s.dtype)
+    return jax.make_array_from_callback(s.shape, where, value.__getitem__)
+
+  where = sharding.shardings(names, mesh, sharding.RULES)
+  return jax.tree.map(put, shapes, where)
 
 
 def objective(model):
@@ -142,6 +142,16 @@ def test_stages_equal_no_pipeline(
 ):
   pipeline = Circular(stages, microbatches, repeats)
   check(run_plain(small, pipeline, devices, remat=remat)[0], alone)
+
+
+@pytest.mark.slow
+def test_stages_may_be_of_two_processes(alone, tmp_path, two_processes):
+  path = tmp_path / 'out.npz'
+  two_processes('stages_of_two.py', path)
+  ((value, _), grads), found = alone, np.load(path)
+  close(
+    [found[name] for name in found.files], jax.tree.leaves((value, grads)), 1e-5
+  )
 
 
 @pytest.mark.parametrize('repeats', [1, 2])
