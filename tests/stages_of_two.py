@@ -9,19 +9,20 @@ import sys
 import jax
 import numpy as np
 
+from moejax import sharding
+from moejax.pipeline import Circular
+from tests import conftest
+from tests.test_pipeline import objective, placed, plain
+
 
 def main(process, address, path):
+  # After conftest, which asks for eight devices.
   jax.config.update('jax_num_cpu_devices', 2)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(
     address, num_processes=2, process_id=int(process), initialization_timeout=60
   )
   from jax.experimental import multihost_utils
-
-  from moejax import sharding
-  from moejax.pipeline import Circular
-  from tests import conftest
-  from tests.test_pipeline import objective, placed, plain
 
   mesh = sharding.make_mesh({'pipe': 2, 'data': 2})
   # A stage is a process: what it sends goes through the network.
