@@ -110,7 +110,9 @@ class Circular:
     return (self.stages - 1) / self.iterations
 
   def permute_bytes(self, stream_bytes: float, backward: bool = True) -> float:
-    """Bytes that a device sends to the next stage, and back, in one step.
+    """Bytes of rows that a device sends to its neighbours in one step.
+
+    Parameters, with more than one turn, are not counted.
 
     Args:
       stream_bytes: of the stream of all rows of the device.

@@ -123,7 +123,8 @@ def check_pipeline(config: ConfigDict, parts: Parts) -> None:
   devices = math.prod(sizes[axis] for axis in axes)
   pipeline.check(parts.model.repeats)
   pipeline.check_devices(devices)
-  shards = sharding.shards(sizes, parts.rules) // devices
+  within = {axis: size for axis, size in sizes.items() if axis not in axes}
+  shards = sharding.shards(within, parts.rules)
   train = config.train
   unit = train.accumulate * pipeline.microbatches * shards
   if train.batch_size % unit:

@@ -145,6 +145,14 @@ def test_stages_equal_no_pipeline(
 
 
 @pytest.mark.slow
+def test_layers_before_and_after_the_stages_are_spread_by_rows(small):
+  fields = dict(prefix=('plain',), suffix=('plain', 'plain'))
+  want, _ = run_plain(small, None, **fields)
+  pipeline = Circular(stages=4, microbatches=4, repeats=2)
+  check(run_plain(small, pipeline, 4, **fields)[0], want)
+
+
+@pytest.mark.slow
 def test_stages_may_be_of_two_processes(alone, tmp_path, two_processes):
   path = tmp_path / 'out.npz'
   two_processes('stages_of_two.py', path)
