@@ -61,7 +61,8 @@ class Circular:
   outputs of the layers for all its rows. With more than one turn, the
   parameters of layers, which lie in the order of the layers, are sent to their
   stages in each step, and their gradients back. What 'embed' cuts of them is
-  gathered anew for each micro-batch and turn.
+  gathered for each micro-batch and turn anew, and gradients are summed over the
+  devices that share a stage as often.
 
   Row b of a batch is in micro-batch b mod M, as in `train.accumulate`. Terms
   and statistics that are means over tokens (`balance.z`, entropies) or over
