@@ -12,7 +12,7 @@ import numpy as np
 from moejax import sharding
 from moejax.pipeline import Circular
 from tests import conftest
-from tests.test_pipeline import objective, placed, plain
+from tests.stages import objective, placed, plain
 
 
 def main(process, address, path):
