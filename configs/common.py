@@ -76,19 +76,23 @@ def base() -> ConfigDict:
     )
   )
   # -1: what is left. The last axis has neighbours that are near each other.
-  config.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, context=1, tensor=1))
+  # `pipe` is for the stages of config.model.pipeline: see `pipeline` below.
+  config.mesh = ConfigDict(
+    dict(pipe=1, data=-1, fsdp=1, expert=1, context=1, tensor=1)
+  )
   # Where each logical axis lives. A name with 'moe/' in front, as in
   # ('moe/expert', ('expert', 'tensor')), is for layers of experts alone.
   config.rules = (
-    ('batch', ('data', 'fsdp', 'expert')),
+    ('batch', ('data', 'fsdp', 'expert', 'pipe')),
     ('expert', 'expert'),
     ('time', 'context'),
     ('embed', 'fsdp'),
     ('heads', 'tensor'),
     ('mlp', 'tensor'),
     ('vocab', 'tensor'),
-    *((name, None) for name in ('kv', 'latent', 'layers')),
-    *((name, None) for name in ('memory', 'router', 'slots', 'value')),
+    ('layers', 'pipe'),
+    *((name, None) for name in ('kv', 'latent', 'memory')),
+    *((name, None) for name in ('router', 'slots', 'value')),
   )
   config.log = ConfigDict(dict(every_steps=10, tensorboard=True))
   config.evaluate = ConfigDict(
@@ -257,6 +261,20 @@ def pod(config: ConfigDict, *, expert: int, fsdp: int) -> ConfigDict:
   config.rules = (
     *((name, own.get(name, to)) for name, to in config.rules),
     ('moe/embed', 'fsdp'),
+  )
+  return config
+
+
+def pipeline(
+  config: ConfigDict, *, stages: int, microbatches: int, repeats: int = 1
+) -> ConfigDict:
+  """Spreads the repeats of the pattern over stages, each with its devices."""
+  config.mesh.pipe = stages
+  config.model.pipeline = node(
+    'pipeline.Circular',
+    stages=stages,
+    microbatches=microbatches,
+    repeats=repeats,
   )
   return config
 

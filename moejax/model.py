@@ -18,6 +18,7 @@ from moejax.blocks import skip
 from moejax.memory import taps
 from moejax.nn import RmsNorm
 from moejax.optim import MaximalUpdate
+from moejax.pipeline import Circular
 from moejax.types import Context, Outputs, Shared, State, Stream
 from pallas_kernels.expert_ffn.api import PRE_ACTIVATIONS
 from pallas_kernels.route.api import CHOICE
@@ -81,6 +82,9 @@ class Model(nn.Module):
     dtype: of the activations, 'float32' or 'bfloat16'; parameters are f32.
     parametrization: what changes with the width, such as
       `optim.MaximalUpdate`; None changes nothing.
+    pipeline: how stages share the repeats of the pattern in training and
+      evaluation; None for no stages. The variables are the same, and decoding
+      goes without.
   """
 
   vocab: int
@@ -95,6 +99,7 @@ class Model(nn.Module):
   remat: str | None = None
   dtype: str = 'float32'
   parametrization: MaximalUpdate | None = None
+  pipeline: Circular | None = None
 
   def setup(self):
     self.embedding = self.param(
@@ -121,7 +126,7 @@ class Model(nn.Module):
       self.after = self._period(Period, self.suffix)
     self.final_norm = RmsNorm()
 
-  def _period(self, cls, names):
+  def _period(self, cls, names, **fields):
     for name in names:
       if name not in self.blocks:
         raise ValueError(
@@ -131,7 +136,7 @@ class Model(nn.Module):
     copies = (
       self.blocks[n].clone(parent=None, _deep_clone=True) for n in names
     )
-    return cls(tuple(copies))
+    return cls(tuple(copies), **fields)
 
   def _scanned(self):
     period = Period
@@ -175,7 +180,10 @@ class Model(nn.Module):
     starts += len(self.prefix)
     if self.prefix:
       stream, before = self.before(stream, ctx, before, jnp.int32(0))
-    stream, middle = self.layers(stream, ctx, middle, starts)
+    if self.pipeline is None or state is not None or self.is_initializing():
+      stream, middle = self.layers(stream, ctx, middle, starts)
+    else:
+      stream = self._pipelined(stream, ctx, starts)
     if self.suffix:
       last = starts[-1] + len(self.pattern)
       stream, after = self.after(stream, ctx, after, last)
@@ -189,6 +197,30 @@ class Model(nn.Module):
   def _holds(self) -> bool:
     names = (*self.prefix, *self.pattern * self.repeats, *self.suffix)
     return skip.holds([self.blocks[name] for name in names])
+
+  def _pipelined(self, stream, ctx, starts):
+    layers = self.layers
+    alone = self._period(Period, self.pattern, parent=None)
+    mutable = [name for name in SCANNED if layers.is_mutable_collection(name)]
+
+    def period(variables, stream, ctx, first):
+      (stream, _), written = alone.apply(
+        variables, stream, ctx, None, first, mutable=mutable
+      )
+      return stream, written
+
+    stream, written = self.pipeline(
+      period,
+      nn.unbox(layers.variables),
+      stream,
+      ctx,
+      starts,
+      keeps=self.remat and REMAT[self.remat],
+    )
+    for collection in set(written).intersection(mutable):
+      for name, value in written[collection].items():
+        layers.put_variable(collection, name, value)
+    return stream
 
   def _shared_modules(self) -> dict[str, Shared]:
     found = {}

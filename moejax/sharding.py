@@ -20,7 +20,7 @@ from pallas_kernels import chips
 # name begins with "moe/" replace the others in layers of experts: those fold
 # the same devices in their own way.
 RULES = (
-  ('batch', ('data', 'fsdp', 'expert')),
+  ('batch', ('data', 'fsdp', 'expert', 'pipe')),
   ('expert', 'expert'),
   ('time', 'context'),
   ('embed', 'fsdp'),
@@ -29,7 +29,7 @@ RULES = (
   ('vocab', 'tensor'),
   ('kv', None),
   ('latent', None),
-  ('layers', None),
+  ('layers', 'pipe'),
   ('memory', None),
   ('router', None),
   ('slots', None),
@@ -140,6 +140,13 @@ def layer_of_experts() -> contextlib.AbstractContextManager:
   return nn.logical_axis_rules(folded(nn.get_logical_axis_rules()))
 
 
+def less(axes: Sequence[str]) -> contextlib.AbstractContextManager:
+  """Puts the rules in force less some mesh axes, for the code inside."""
+  mesh = jax.sharding.get_abstract_mesh()
+  left = [name for name in mesh.axis_names if name not in axes]
+  return nn.logical_axis_rules(_known(nn.get_logical_axis_rules(), left))
+
+
 def is_axes(node: Any) -> bool:
   """Whether a tree node is the axis names of one array, a leaf."""
   # Optimiser states are named tuples: they are no leaves.
@@ -161,6 +168,26 @@ def put_batch(
     name: jax.make_array_from_process_local_data(sharding, value)
     for name, value in batch.items()
   }
+
+
+def cut_rows(a: jax.Array, lead: Sequence = ()) -> jax.Array:
+  """Says how the mesh in force cuts rows and tokens: [*lead, B, T, ...].
+
+  Args:
+    a: an array. What the mesh does not cut evenly is left to the compiler, as
+      are later axes.
+    lead: mesh axes of the axes in front of them.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return a
+  free = PartitionSpec.UNCONSTRAINED
+  sizes = a.shape[len(lead) :]
+  rest = [free] * len(sizes)
+  for i, name in enumerate(TOKENS):
+    axes = axes_of(name)
+    if sizes[i] % size_of(axes) == 0:
+      rest[i] = axes or None
+  return jax.lax.with_sharding_constraint(a, PartitionSpec(*lead, *rest))
 
 
 def by_device(

@@ -87,6 +87,22 @@ def merge(total, part, share):
   }
 
 
+def merge_parts(sown: Any, share_M: jax.Array) -> Any:
+  """What parts of a batch sowed, [M, ...], as of the whole: see `merge`.
+
+  Args:
+    sown: a collection.
+    share_M: the tokens of each part, as a share.
+  """
+
+  def one(path, value_M):
+    if _are_counts(_keys(path)[-2]):
+      return value_M.sum(0)
+    return jnp.tensordot(share_M.astype(value_M.dtype), value_M, 1)
+
+  return jax.tree_util.tree_map_with_path(one, sown)
+
+
 def summarise(layers: Mapping[str, list[list[jax.Array]]]) -> dict[str, Any]:
   """Router health, f32 [L] each, in the order of the layers.
 

@@ -51,6 +51,8 @@ class Context:
     train: whether this is a training call (static).
     shared: the modules that layers share, by name; filled in by the model.
     layer: int32, the place of the block that reads this, from 0; likewise.
+    row_scale: f32, for a part of a batch its share of the rows over its share
+      of the tokens; parts are averaged by tokens. None for a whole batch.
   """
 
   tokens_BT: jax.Array
@@ -59,6 +61,7 @@ class Context:
   train: bool = struct.field(pytree_node=False, default=False)
   shared: Mapping[str, Shared] = struct.field(default_factory=dict)
   layer: jax.Array | None = None
+  row_scale: jax.Array | None = None
 
   @property
   def valid_N(self) -> jax.Array:

@@ -41,6 +41,7 @@ def check_program(config: ConfigDict, parts: Parts) -> None:
   """What the program of a step depends on: the mesh, the batch, the terms."""
   check_batch(config, parts)
   check_time(config, parts)
+  check_pipeline(config, parts)
   check_shardings(config, parts)
   check_terms(config, parts)
 
@@ -106,6 +107,35 @@ def check_time(config: ConfigDict, parts: Parts) -> None:
       f'{shards} devices share a sequence, but a process has '
       f'{jax.local_device_count()}, and reads whole rows; use a divisor of '
       f'that.'
+    )
+
+
+def check_pipeline(config: ConfigDict, parts: Parts) -> None:
+  """Stages against layers and devices, micro-batches against rows."""
+  sizes = sharding.mesh_sizes(config.mesh, parts.device_count)
+  pipeline = parts.model.pipeline
+  if pipeline is None:
+    if sizes.get('pipe', 1) > 1:
+      raise ValueError(
+        f'config.mesh.pipe={sizes["pipe"]}, but config.model.pipeline is None: '
+        'its devices would be stages of nothing; set it, as '
+        'configs.common.pipeline does, or config.mesh.pipe=1.'
+      )
+    return
+  (axes,) = sharding.spec(('layers',), parts.rules, sizes)
+  devices = math.prod(sizes[axis] for axis in axes)
+  pipeline.check(parts.model.repeats)
+  pipeline.check_devices(devices)
+  within = {axis: size for axis, size in sizes.items() if axis not in axes}
+  shards = sharding.shards(within, parts.rules)
+  train = config.train
+  unit = train.accumulate * pipeline.microbatches * shards
+  if train.batch_size % unit:
+    raise ValueError(
+      f'config.train.batch_size={train.batch_size} is not divisible by {unit} '
+      f'({pipeline.microbatches} microbatches of config.model.pipeline x '
+      f'{shards} shards of each x accumulate={train.accumulate}); use a '
+      f'multiple of {unit}.'
     )
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import types
@@ -138,6 +139,36 @@ def text(tmp_path_factory):
     'data.Files', pattern=str(folder / 'train_*.txt'), **patterns
   )
   return common.node('data.Text', sources={'files': files})
+
+
+@pytest.fixture(scope='session')
+def two_processes():
+  """Runs a script of this folder as 0 and 1, which meet at an address."""
+  tests = pathlib.Path(__file__).parent
+  env = os.environ | {'PYTHONPATH': str(tests.parent), 'JAX_PLATFORMS': 'cpu'}
+
+  def run(script, *args, timeout_s=240):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    processes = [
+      subprocess.Popen(
+        [sys.executable, tests / script, str(i), address, *args],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(2)
+    ]
+    try:
+      for process in processes:
+        _, errors = process.communicate(timeout=timeout_s)
+        assert process.returncode == 0, errors[-2000:]
+    finally:
+      for process in processes:
+        process.kill()
+
+  return run
 
 
 @pytest.fixture(scope='session')

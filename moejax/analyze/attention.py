@@ -49,6 +49,8 @@ def first_token_mass(model: Model, variables: Any, ctx: Context) -> jax.Array:
       method.module.sow('stats', _NAME, mean)
     return result
 
+  # What stages sow is summed up over micro-batches.
+  model = model.clone(pipeline=None)
   with nn.intercept_methods(observe):
     _, written = model.apply(variables, ctx, mutable=['stats'])
   groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])

@@ -37,6 +37,8 @@ def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
       method.module.sow('stats', _NAME, result.ids_NK)
     return result
 
+  # What stages sow is summed up over micro-batches.
+  model = model.clone(pipeline=None)
   with nn.intercept_methods(observe):
     _, written = model.apply(variables, ctx, mutable=['stats'])
   groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])

@@ -61,7 +61,8 @@ def per_sequence(
     valid_BT,
   )
   used_B = valid_BT.any(-1)
-  return jnp.sum(loss_B * used_B) / jnp.maximum(used_B.sum(), 1)
+  mean = jnp.sum(loss_B * used_B) / jnp.maximum(used_B.sum(), 1)
+  return mean if ctx.row_scale is None else ctx.row_scale * mean
 
 
 class GlobalBatch(nn.Module):

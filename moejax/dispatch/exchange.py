@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from moejax import sharding
 from moejax.deferred import Deferred
 from moejax.dispatch import group as groups
 from moejax.types import Chosen, Routed
@@ -80,7 +81,7 @@ def across(
     own,
     in_specs=(*[group.tokens_spec] * 3, group.matrices_spec),
     out_specs=(group.tokens_spec, PartitionSpec()),
-    axis_names=set(jax.sharding.get_abstract_mesh().axis_names),
+    axis_names=sharding.auto_axes(),
     check_vma=False,
   )(
     padded(x_ND, missing, 0),
