@@ -22,7 +22,8 @@ from moejax import config_io, run_folder
 from moejax.nearest import hint, nearest
 from moejax.sweep import hyper
 
-MODES = ('train', 'evaluate', 'generate', 'fit', 'aot')
+MODES = ('train', 'evaluate', 'generate', 'fit', 'aot', 'plan')
+ABROAD = ('aot', 'plan')  # for machines that are not here
 EXAMPLE = '--config=configs/tiny.py'
 HELP = """\
 moejax trains sparse language models and measures them.
@@ -33,6 +34,7 @@ moejax trains sparse language models and measures them.
   python -m moejax.main --mode=generate --workdir=runs/tiny --prompt='def '
   python -m moejax.main --mode=fit --form=chinchilla --data=runs.csv
   python -m moejax.main --mode=aot --config=configs/moe.py --topology=v5e:2x4
+  python -m moejax.main --mode=plan --config=configs/moe.py --topology=v5e:2x4
 
 A recipe with get_hyper is a sweep of runs, any other one a single run. The
 same command again goes on from the last checkpoint.
@@ -60,8 +62,10 @@ FLAGS = {
   'form': 'Law to fit: a name in moejax/scaling/forms, such as chinchilla.',
   'columns': 'Columns of the table for --mode=fit, as in '
   'N=params,D=tokens,value=loss; usual names are found by themselves.',
-  'topology': 'Machine to compile for with --mode=aot, as in v5p:8x8x16; none '
-  'is needed.',
+  'topology': 'Machine to compile for with --mode=aot, or to search meshes for '
+  'with --mode=plan, as in v5p:8x8x16; none is needed.',
+  'plan_compile': 'How many of the best meshes of --mode=plan to compile, '
+  'minutes each; 0 if not given.',
   'traceback': 'Shows where in the code an error arose.',
 }
 _INDENT = {'initial_indent': ' ' * 6, 'subsequent_indent': ' ' * 6}
@@ -80,7 +84,8 @@ class Command(NamedTuple):
     argument: what stands after the colon in --config=file.py:argument.
     config: with its overrides, plain and finite; None to fit a table.
     table: for --mode=fit: its file, the law and the columns.
-    topology: for --mode=aot.
+    topology: for --mode=aot and --mode=plan.
+    plan_compile: for --mode=plan: how many meshes to compile.
     dry_run: whether a sweep is only told.
   """
 
@@ -93,6 +98,7 @@ class Command(NamedTuple):
   config: ConfigDict | None
   table: tuple[str, str, str] | None = None
   topology: str | None = None
+  plan_compile: int = 0
   dry_run: bool = False
 
   @property
@@ -119,11 +125,16 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--prompt={values.prompt[0]!r} is for --mode=generate, but --mode='
       f'{values.mode}; add --mode=generate.'
     )
-  if (values.topology is not None) != (values.mode == 'aot'):
+  if (values.topology is not None) != (values.mode in ABROAD):
     raise ValueError(
       f'--topology={values.topology} with --mode={values.mode}: --mode=aot '
-      'needs a topology, and no other mode takes one; as in --mode=aot '
-      '--topology=v5p:8x8x16.'
+      'and --mode=plan need a topology, and no other mode takes one; as in '
+      '--mode=aot --topology=v5p:8x8x16.'
+    )
+  if values.plan_compile and values.mode != 'plan':
+    raise ValueError(
+      f'--plan_compile={values.plan_compile} is for --mode=plan, but --mode='
+      f'{values.mode}; leave out one.'
     )
   dry_run = values['dry-run'].value
   if dry_run and values.mode != 'train':
@@ -140,7 +151,7 @@ def parse(words: Sequence[str]) -> Command | None:
     recipe = load_recipe(path)
     config = get_config(recipe, path, argument)
     where = where or default_workdir(path, argument)
-  elif values.mode == 'train' or (where is None and values.mode == 'aot'):
+  elif values.mode == 'train' or (where is None and values.mode in ABROAD):
     raise ValueError(f'--config is missing; give a recipe, such as {EXAMPLE}.')
   elif where is None:
     raise ValueError(
@@ -165,6 +176,7 @@ def parse(words: Sequence[str]) -> Command | None:
     argument,
     config,
     topology=values.topology,
+    plan_compile=values.plan_compile,
     dry_run=dry_run,
   )
 
@@ -303,6 +315,7 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('form', None, '', values)
   flags.DEFINE_string('columns', None, '', values)
   flags.DEFINE_string('topology', None, '', values)
+  flags.DEFINE_integer('plan_compile', 0, '', flag_values=values, lower_bound=0)
   flags.DEFINE_bool('dry-run', False, '', values)
   flags.DEFINE_bool('traceback', False, '', values)
   flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)

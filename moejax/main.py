@@ -185,6 +185,23 @@ def run_aot(command: Command) -> int:
   return 0 if report.fits else DOES_NOT_FIT
 
 
+def run_plan(command: Command) -> int:
+  """Prints which meshes and exchanges suit a machine that is not here."""
+  import jax
+
+  from moejax import plan
+
+  jax.config.update('jax_platforms', 'cpu')
+  outcome = plan.make(command.config, command.topology)
+  try:
+    for part in plan.text(outcome, command.plan_compile):
+      print(part, flush=True)
+  except plan.NothingFits as error:
+    tell(error)
+    return DOES_NOT_FIT
+  return 0
+
+
 def show(result: Mapping[str, Any]) -> None:
   """Prints a result: its numbers, then the sample as it reads."""
   numbers = {name: v for name, v in result.items() if name != 'sample'}
@@ -198,6 +215,7 @@ RUNNERS = {
   'evaluate': run_evaluation,
   'generate': run_generation,
   'aot': run_aot,
+  'plan': run_plan,
 }
 
 
