@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from moejax import config_io, run_folder
+from moejax import config_io, processes, run_folder
 from moejax.nearest import hint, nearest
 from moejax.sweep import hyper
 
 MODES = ('train', 'evaluate', 'generate', 'fit', 'aot', 'plan')
+TOGETHER = ('train', 'evaluate')  # by several processes
 ABROAD = ('aot', 'plan')  # for machines that are not here
 EXAMPLE = '--config=configs/tiny.py'
 HELP = """\
@@ -66,6 +67,14 @@ FLAGS = {
   'with --mode=plan, as in v5p:8x8x16; none is needed.',
   'plan_compile': 'How many of the best meshes of --mode=plan to compile, '
   'minutes each; 0 if not given.',
+  'coordinator': 'HOST:PORT of process 0, to train with one process on each '
+  'host; all get the same, and a free port of that host.',
+  'processes': 'How many processes there are.',
+  'process': 'Which of them this is, from 0. It alone prints and writes if 0.',
+  'distributed': 'auto asks the cluster for these three: TPU pods, Slurm, Open '
+  'MPI and Kubernetes tell.',
+  'process_timeout': 'Seconds to wait for a process that does not come or does '
+  f'not answer, then to end with a line; {processes.TIMEOUT_S} if not given.',
   'traceback': 'Shows where in the code an error arose.',
 }
 _INDENT = {'initial_indent': ' ' * 6, 'subsequent_indent': ' ' * 6}
@@ -87,6 +96,7 @@ class Command(NamedTuple):
     topology: for --mode=aot and --mode=plan.
     plan_compile: for --mode=plan: how many meshes to compile.
     dry_run: whether a sweep is only told.
+    processes: that run it together; None for this one alone.
   """
 
   mode: str
@@ -100,6 +110,7 @@ class Command(NamedTuple):
   topology: str | None = None
   plan_compile: int = 0
   dry_run: bool = False
+  processes: processes.Processes | None = None
 
   @property
   def is_sweep(self) -> bool:
@@ -178,7 +189,26 @@ def parse(words: Sequence[str]) -> Command | None:
     topology=values.topology,
     plan_compile=values.plan_compile,
     dry_run=dry_run,
+    processes=_processes(values, hasattr(recipe, 'get_hyper')),
   )
+
+
+def _processes(values, is_sweep) -> processes.Processes | None:
+  asked = processes.parse(
+    values.coordinator,
+    values.processes,
+    values.process,
+    values.distributed,
+    values.process_timeout,
+  )
+  if asked is not None and (values.mode not in TOGETHER or is_sweep):
+    what = 'a sweep' if is_sweep else f'--mode={values.mode}'
+    raise ValueError(
+      f'{what} is run by one process; leave out --coordinator and '
+      '--distributed, which are for --mode=train and --mode=evaluate of one '
+      'run.'
+    )
+  return asked
 
 
 def _fit_command(values, overrides) -> Command:
@@ -316,6 +346,11 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('columns', None, '', values)
   flags.DEFINE_string('topology', None, '', values)
   flags.DEFINE_integer('plan_compile', 0, '', flag_values=values, lower_bound=0)
+  flags.DEFINE_string('coordinator', None, '', values)
+  flags.DEFINE_integer('processes', None, '', 1, flag_values=values)
+  flags.DEFINE_integer('process', None, '', 0, flag_values=values)
+  flags.DEFINE_enum('distributed', None, ('auto',), '', values)
+  flags.DEFINE_integer('process_timeout', None, '', 1, flag_values=values)
   flags.DEFINE_bool('dry-run', False, '', values)
   flags.DEFINE_bool('traceback', False, '', values)
   flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)

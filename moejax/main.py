@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # jax is imported later, so that a wrong command line is told at once.
-from moejax import command_line, config_io, fields, files, host, run_folder
+from moejax import (
+  command_line,
+  config_io,
+  fields,
+  files,
+  host,
+  processes,
+  run_folder,
+)
 from moejax.command_line import Command
 from moejax.sweep import hyper
 
@@ -52,7 +60,8 @@ def run(command: Command) -> int:
   fields.check(command.config)
   if command.is_sweep:
     return run_sweep(command)
-  return RUNNERS[command.mode](command)
+  with processes.together(command.processes):
+    return RUNNERS[command.mode](command)
 
 
 def run_training(command: Command) -> int:
@@ -60,23 +69,24 @@ def run_training(command: Command) -> int:
   config, folder = command.config, files.folder(command.workdir)
   result = run_folder.result(config, folder)
   if result is not None:
+    if not processes.is_first():
+      return 0
     print(f'finished before; this is {folder / "result.json"}', flush=True)
     show(result)
     return 0
-
-  import jax
 
   from moejax import train
 
   try:
     result = train.run(config, folder, sample=True)
   except train.Interrupted as stopped:
-    print(stopped, flush=True)
+    if processes.is_first():
+      print(stopped, flush=True)
     return TERMINATED
   except train.Diverged as error:
     tell(error)
     return FAILED
-  if jax.process_index() == 0:
+  if processes.is_first():
     files.write_atomic(
       folder / 'result.json', files.dumps(result, indent=2) + '\n'
     )
@@ -146,6 +156,8 @@ def run_evaluation(command: Command) -> int:
   from moejax import evaluate
 
   values = evaluate.run(command.config, command.workdir)
+  if not processes.is_first():
+    return 0
   print(json.dumps(values, indent=2), flush=True)
   return 0
 
