@@ -8,16 +8,19 @@ import jax.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 TIMEOUT_S = 300
 FAILED = 1
 AUTO = 'auto'
+BEATS = 'moejax/alive/'
 
 
 class Processes(NamedTuple):
@@ -98,8 +101,10 @@ def start(asked: Processes) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   import jax
 
-  limits = dict.fromkeys(
-    ('heartbeat_timeout_seconds', 'shutdown_timeout_seconds'), asked.timeout_s
+  # JAX's own watch aborts with a stack: `Watch` comes before it.
+  limits = dict(
+    heartbeat_timeout_seconds=3 * asked.timeout_s,
+    shutdown_timeout_seconds=3 * asked.timeout_s,
   )
   known = dict(
     coordinator_address=asked.coordinator,
@@ -122,6 +127,66 @@ def start(asked: Processes) -> None:
       end(f'{_missing(asked)} ({_first_line(error)})')
     # Devices of all are known once all have told theirs.
     jax.devices()
+
+
+class Watch(threading.Thread):
+  """Tells the others that this process lives, and whether they do.
+
+  Ends the process, with a line, once another has not said so for `timeout_s`.
+  """
+
+  def __init__(self, timeout_s: float):
+    super().__init__(daemon=True)
+    from jax._src import distributed  # there is no public way to its store
+
+    self._state, self._timeout_s = distributed.global_state, timeout_s
+    self.ending = False
+    self.start()
+
+  def run(self):
+    index, heard = self._state.process_id, Heard(self._state.num_processes)
+    for beat in itertools.count():
+      try:
+        told = self._exchange(index, beat)
+      except Exception as error:  # of the connection, a bare one
+        if self.ending:
+          return
+        end(f'process 0 does not answer: {_first_line(error)}')
+      silent = heard.silent(told, time.monotonic(), self._timeout_s)
+      if silent and not self.ending:
+        # Without process 0 the others would end before they can tell why.
+        time.sleep(0.2 * self._timeout_s if index == 0 else 0)
+        end(
+          f'process {silent[0]} has not answered for {self._timeout_s} s; see '
+          'its own output, then start all again: they go on from the last '
+          'checkpoint.'
+        )
+      time.sleep(0.05 * self._timeout_s)
+
+  def _exchange(self, index, beat):
+    client = self._state.client
+    client.key_value_set(f'{BEATS}{index}', str(beat), allow_overwrite=True)
+    return {
+      int(key.rpartition('/')[2]): value
+      for key, value in client.key_value_dir_get(BEATS)
+    }
+
+
+class Heard:
+  """When each process was last heard of."""
+
+  def __init__(self, count: int):
+    self._last = dict.fromkeys(range(count), (None, None))
+
+  def silent(
+    self, told: Mapping[int, str], now_s: float, limit_s: float
+  ) -> list[int]:
+    """Processes that have said nothing new for longer than `limit_s`."""
+    for index, (word, since_s) in self._last.items():
+      if since_s is None or told.get(index) != word:
+        self._last[index] = told.get(index), now_s
+    last = self._last.items()
+    return [index for index, (_, since_s) in last if now_s - since_s > limit_s]
 
 
 def is_first() -> bool:
@@ -160,6 +225,7 @@ def together(asked: Processes | None) -> Iterator[None]:
   start(asked)
   import jax
 
+  watch = Watch(asked.timeout_s)
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -169,6 +235,7 @@ def together(asked: Processes | None) -> Iterator[None]:
     )
   except (ValueError, RuntimeError) as error:
     end(' '.join(str(error).split()))
+  watch.ending = True
   with deadline(
     asked.timeout_s, f'the others did not end within {asked.timeout_s} s.'
   ):
