@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from moejax import config_io, processes, run_folder
 from moejax.nearest import hint, nearest
-from moejax.sweep import hyper
+from moejax.sweep import cluster, hyper
 
 MODES = ('train', 'evaluate', 'generate', 'fit', 'aot', 'plan')
+LAUNCHERS = ('local', 'ray')  # of sweeps
 TOGETHER = ('train', 'evaluate')  # by several processes
 ABROAD = ('aot', 'plan')  # for machines that are not here
 EXAMPLE = '--config=configs/tiny.py'
@@ -67,6 +68,8 @@ FLAGS = {
   'with --mode=plan, as in v5p:8x8x16; none is needed.',
   'plan_compile': 'How many of the best meshes of --mode=plan to compile, '
   'minutes each; 0 if not given.',
+  'launcher': 'Where the cells of a sweep run: local, on this machine, or ray, '
+  'as tasks of a Ray cluster; config.sweep.jobs of them at once.',
   'coordinator': 'HOST:PORT of process 0, to train with one process on each '
   'host; all get the same, and a free port of that host.',
   'processes': 'How many processes there are.',
@@ -96,6 +99,7 @@ class Command(NamedTuple):
     topology: for --mode=aot and --mode=plan.
     plan_compile: for --mode=plan: how many meshes to compile.
     dry_run: whether a sweep is only told.
+    launcher: of a sweep's cells, one of LAUNCHERS.
     processes: that run it together; None for this one alone.
   """
 
@@ -110,6 +114,7 @@ class Command(NamedTuple):
   topology: str | None = None
   plan_compile: int = 0
   dry_run: bool = False
+  launcher: str = LAUNCHERS[0]
   processes: processes.Processes | None = None
 
   @property
@@ -178,6 +183,8 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--dry-run is for a sweep, but --config={path!r} has no get_hyper; give '
       'a recipe that has, such as configs/scaling.py, or leave out --dry-run.'
     )
+  if values.launcher == 'ray':
+    _check_ray(recipe, path)
   return Command(
     values.mode,
     where,
@@ -189,8 +196,18 @@ def parse(words: Sequence[str]) -> Command | None:
     topology=values.topology,
     plan_compile=values.plan_compile,
     dry_run=dry_run,
+    launcher=values.launcher,
     processes=_processes(values, hasattr(recipe, 'get_hyper')),
   )
+
+
+def _check_ray(recipe, path):
+  if not hasattr(recipe, 'get_hyper'):
+    raise ValueError(
+      f'--launcher=ray is for a sweep, but --config={path!r} has no get_hyper; '
+      'leave it out.'
+    )
+  cluster.check_installed()
 
 
 def _processes(values, is_sweep) -> processes.Processes | None:
@@ -346,6 +363,7 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('columns', None, '', values)
   flags.DEFINE_string('topology', None, '', values)
   flags.DEFINE_integer('plan_compile', 0, '', flag_values=values, lower_bound=0)
+  flags.DEFINE_enum('launcher', LAUNCHERS[0], LAUNCHERS, '', values)
   flags.DEFINE_string('coordinator', None, '', values)
   flags.DEFINE_integer('processes', None, '', 1, flag_values=values)
   flags.DEFINE_integer('process', None, '', 0, flag_values=values)

@@ -116,7 +116,12 @@ def run_sweep(command: Command) -> int:
     path = files.folder(command.workdir) / 'plan.md'
     files.write_atomic(path, text)
   results = sweep.run(
-    cells, config, command.workdir, 'moejax.train.run', jobs=config.sweep.jobs
+    cells,
+    config,
+    command.workdir,
+    'moejax.train.run',
+    jobs=config.sweep.jobs,
+    launcher=command.launcher,
   )
   table = pathlib.Path(command.workdir) / 'results.csv'
   sweep.write_csv(results, table)

@@ -1,4 +1,4 @@
-"""Processes that run one program together: start, shards, and who is missing."""
+"""Processes that run one program: start, shards, and who is missing."""
 
 import json
 import os
@@ -34,7 +34,7 @@ HEADS = [
   [
     (
       ['--coordinator=a:1'],
-      '--coordinator=a:1 without --processes and --proce',
+      'without --processes and --process',
     ),
     (['--coordinator=a', '--processes=2', '--process=0'], 'no HOST:PORT'),
     (['--coordinator=a:1', '--processes=2', '--process=2'], 'from 0 to one'),
