@@ -104,6 +104,18 @@ def start(index, port, words, devices=2):
   )
 
 
+def ended(started):
+  """(exit code, output, errors) of each, in time or not at all."""
+  try:
+    said = [process.communicate(timeout=400) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  return [
+    (p.returncode, *texts) for p, texts in zip(started, said, strict=True)
+  ]
+
+
 def free_port():
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -118,21 +130,18 @@ def losses(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [[], HEADS], ids=['rows', 'heads'])
 def test_two_processes_of_two_devices_train_like_one_of_four(mesh, tmp_path):
-  one = start(0, None, [*mesh, *FOUR, f'--workdir={tmp_path}/one'], devices=4)
-  assert one.wait(timeout=300) == 0, one.stderr.read()[-2000:]
+  (alone,) = ended(
+    [start(0, None, [*mesh, *FOUR, f'--workdir={tmp_path}/one'], devices=4)]
+  )
+  assert alone[0] == 0, alone[2]
   port, words = free_port(), [*mesh, *FOUR, f'--workdir={tmp_path}/two']
-  two = [start(i, port, words) for i in range(2)]
-  try:
-    said = [process.communicate(timeout=300) for process in two]
-  finally:
-    for process in two:
-      process.kill()
-  assert [p.returncode for p in two] == [0, 0], said[0][1] + said[1][1]
+  two = ended([start(i, port, words) for i in range(2)])
+  assert [code for code, _, _ in two] == [0, 0], two[0][2] + two[1][2]
   want, got = losses(tmp_path / 'one'), losses(tmp_path / 'two')
   assert len(got) == 4
   np.testing.assert_allclose(got, want, rtol=1e-5)
   # Process 0 alone prints, and writes the result.
-  assert 'step 4/4' in said[0][0] and 'step' not in said[1][0]
+  assert 'step 4/4' in two[0][1] and 'step' not in two[1][1]
   result = json.loads((tmp_path / 'two' / 'result.json').read_text())
   assert result['environment']['process_count'] == 2
   assert (tmp_path / 'two' / 'checkpoints' / '4').is_dir()

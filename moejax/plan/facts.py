@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,15 +126,17 @@ def gather(config: ConfigDict, names: tuple[str, ...]) -> Facts:
     jax.tree.leaves((opt_state, shapes['balance'])),
     jax.tree.leaves((opt_axes, axes['balance']), is_leaf=sharding.is_axes),
   )
-  period = {'remat': None, 'repeats': 1, 'prefix': (), 'suffix': ()}
+  kept = _kept(config.model, train.seq_len)
+  period = _period(config.model)
+  same = period == config.model
   return Facts(
     config=config,
     params=tuple(leaf(r.path, r.logical_axes, r) for r in rows),
     moments=tuple(leaf('', a, s) for s, a in zip(*others, strict=True)),
     mixtures=tuple(_mixtures(config.model)),
     flops=model.flops_by_path(train.seq_len),
-    kept=_kept(config, {}),
-    period=_kept(config, period),
+    kept=kept,
+    period=kept if same else _kept(period, train.seq_len),
     cache=_cache(model, train.seq_len),
     rules=parts.rules,
   )
@@ -165,15 +167,23 @@ def _mixtures(model: ConfigDict):
       )
 
 
-def _kept(config: ConfigDict, changes: dict[str, Any]) -> float:
+def _period(model: ConfigDict) -> ConfigDict:
+  """A model of one period alone, without recomputation."""
+  model = model.copy_and_resolve_references()
+  alone = {'remat': None, 'repeats': 1, 'prefix': (), 'suffix': ()}
+  with model.unlocked():
+    for name, value in alone.items():
+      if name in model:
+        model[name] = value
+  return model
+
+
+def _kept(model: ConfigDict, length: int) -> float:
   """Bytes that a token adds to what a gradient keeps, as JAX traces it."""
-  model = ConfigDict(config.model).unlock()
-  for name, value in changes.items():
-    model[name] = value
   built = build(model, 'config.model')
-  one, two = (_residuals(built, b, config.train.seq_len) for b in (1, 2))
+  one, two = (_residuals(built, batch, length) for batch in (1, 2))
   # What does not grow with the batch are parameters, counted elsewhere.
-  return (two - one) / config.train.seq_len
+  return (two - one) / length
 
 
 def _residuals(model, batch, length):
