@@ -19,9 +19,14 @@ from moejax import (
   run_folder,
 )
 from moejax.command_line import Command
+from moejax.processes import (
+  CTRL_C,
+  DOES_NOT_FIT,
+  FAILED,
+  TERMINATED,
+  WRONG_INPUT,
+)
 from moejax.sweep import hyper
-
-FAILED, WRONG_INPUT, DOES_NOT_FIT, CTRL_C, TERMINATED = 1, 2, 3, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,11 +14,13 @@ import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 TIMEOUT_S = 300
-FAILED = 1
+# Exit codes of the command.
+FAILED, WRONG_INPUT, DOES_NOT_FIT, CTRL_C, TERMINATED = 1, 2, 3, 130, 143
 AUTO = 'auto'
 BEATS = 'moejax/alive/'
 
@@ -230,11 +232,16 @@ def together(asked: Processes | None) -> Iterator[None]:
     yield
   except jax.errors.JaxRuntimeError as error:
     end(
-      f'a collective with the other processes failed: {_first_line(error)}; '
-      'see which of them ended first, then start all again.'
+      f'the program failed: {_first_line(error)}; if another process ended '
+      'first, its output says why.'
     )
-  except (ValueError, RuntimeError) as error:
-    end(' '.join(str(error).split()))
+  except ValueError as error:
+    end(' '.join(str(error).split()), WRONG_INPUT)
+  except KeyboardInterrupt:
+    end('stopped; all processes have to be started again.', CTRL_C)
+  except Exception:
+    traceback.print_exc()
+    end('this process failed, see above; the others will miss it.')
   watch.ending = True
   with deadline(
     asked.timeout_s, f'the others did not end within {asked.timeout_s} s.'

@@ -179,3 +179,34 @@ def test_a_process_that_stops_answering_is_told_in_one_line(tmp_path):
   assert two[0].returncode == processes.FAILED
   lines = [line for line in errors.splitlines() if line.startswith('error')]
   assert len(lines) == 1 and 'process 1 has not answered for 15 s' in lines[0]
+
+
+@pytest.mark.slow
+def test_wrong_input_ends_all_without_waiting(tmp_path):
+  port = free_port()
+  words = ['--config.train.batch_size=7', f'--workdir={tmp_path}']
+  for code, _, errors in ended([start(i, port, words) for i in range(2)]):
+    lines = [line for line in errors.splitlines() if line.startswith('error')]
+    assert code == processes.WRONG_INPUT
+    assert len(lines) == 1 and 'config.train.batch_size=7' in lines[0]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_saves_and_ends_all(tmp_path):
+  port = free_port()
+  words = ['--config.train.steps=100000', f'--workdir={tmp_path}']
+  words += ['--config.checkpoint.every_steps=50000']
+  two = [start(i, port, words) for i in range(2)]
+  try:
+    for line in two[0].stdout:
+      if 'step 3/' in line:
+        break
+    two[1].send_signal(signal.SIGTERM)
+  except BaseException:
+    for process in two:
+      process.kill()
+    raise
+  first, second = ended(two)
+  assert [first[0], second[0]] == [processes.TERMINATED] * 2, first[2]
+  steps = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir()]
+  assert len(steps) == 1 and f'stopped at step {steps[0]} ' in first[1]

@@ -15,8 +15,9 @@ the forward pass of the layers again; parameters that are cut over devices of
 other tokens are gathered in the forward and in the backward pass; gradients are
 summed by all-reduce in the dtype of the activations, also where they are cut;
 what a layer is at work with is cut with the tokens alone; a program takes
-16 MiB. The step is the longest of computing, memory and links, as if they
-overlapped.
+16 MiB, and moves 38 times what its parameters take in main memory, as compiled
+programs of small models do. The step is the longest of computing, memory and
+links, as if they overlapped.
 """
 
 

@@ -54,7 +54,7 @@ def left_out(left: dict[str, Left], too_large: Sequence[Cost]) -> str:
       (
         len(too_large),
         f'too large: {least / GIB:.2f} GiB and more, of '
-        f'{too_large[0].limit / GIB:.2f} GiB (with the exchange counted).',
+        f'{too_large[0].limit / GIB:.2f} GiB (each exchange counted).',
       )
     )
   return table(('left out', 'why, as of one of them'), rows) if rows else ''
