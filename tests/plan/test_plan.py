@@ -189,7 +189,8 @@ MEMORY, SENT = 0.2, 0.4
     ({'data': 4}, meshes.ALIKE),
     ({'fsdp': 4}, meshes.ALIKE),
     ({'expert': 4}, 'AllToAll'),
-    ({'fsdp': 2, 'expert': 2}, 'Ring'),
+    ({'expert': 4}, 'Ring'),
+    ({'fsdp': 2, 'expert': 2}, 'AllToAll'),
   ],
   ids=str,
 )
