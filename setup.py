@@ -47,6 +47,8 @@ setuptools.setup(
     'aot': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
     'quant': ['qwix>=0.1.8'],
+    # Sweeps over the nodes of a cluster.
+    'ray': ['ray'],
     # Compiles for GPUs, on machines without one.
     'aot-gpu': ['jax[cuda12]'],
   },

@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from moejax import config_io, run_folder
+from moejax import config_io, processes, run_folder
 from moejax.nearest import hint, nearest
-from moejax.sweep import hyper
+from moejax.sweep import cluster, hyper
 
-MODES = ('train', 'evaluate', 'generate', 'fit', 'aot')
+MODES = ('train', 'evaluate', 'generate', 'fit', 'aot', 'plan')
+LAUNCHERS = ('local', 'ray')  # of sweeps
+TOGETHER = ('train', 'evaluate')  # by several processes
+ABROAD = ('aot', 'plan')  # for machines that are not here
 EXAMPLE = '--config=configs/tiny.py'
 HELP = """\
 moejax trains sparse language models and measures them.
@@ -33,6 +36,7 @@ moejax trains sparse language models and measures them.
   python -m moejax.main --mode=generate --workdir=runs/tiny --prompt='def '
   python -m moejax.main --mode=fit --form=chinchilla --data=runs.csv
   python -m moejax.main --mode=aot --config=configs/moe.py --topology=v5e:2x4
+  python -m moejax.main --mode=plan --config=configs/moe.py --topology=v5e:2x4
 
 A recipe with get_hyper is a sweep of runs, any other one a single run. The
 same command again goes on from the last checkpoint.
@@ -60,8 +64,20 @@ FLAGS = {
   'form': 'Law to fit: a name in moejax/scaling/forms, such as chinchilla.',
   'columns': 'Columns of the table for --mode=fit, as in '
   'N=params,D=tokens,value=loss; usual names are found by themselves.',
-  'topology': 'Machine to compile for with --mode=aot, as in v5p:8x8x16; none '
-  'is needed.',
+  'topology': 'Machine to compile for with --mode=aot, or to search meshes for '
+  'with --mode=plan, as in v5p:8x8x16; none is needed.',
+  'plan_compile': 'How many of the best meshes of --mode=plan to compile, '
+  'minutes each; 0 if not given.',
+  'launcher': 'Where the cells of a sweep run: local, on this machine, or ray, '
+  'as tasks of a Ray cluster; config.sweep.jobs of them at once.',
+  'coordinator': 'HOST:PORT of process 0, to train with one process on each '
+  'host; all get the same, and a free port of that host.',
+  'processes': 'How many processes there are.',
+  'process': 'Which of them this is, from 0. It alone prints and writes if 0.',
+  'distributed': 'auto asks the cluster for these three: TPU pods, Slurm, Open '
+  'MPI and Kubernetes tell.',
+  'process_timeout': 'Seconds to wait for a process that does not come or does '
+  f'not answer, then to end with a line; {processes.TIMEOUT_S} if not given.',
   'traceback': 'Shows where in the code an error arose.',
 }
 _INDENT = {'initial_indent': ' ' * 6, 'subsequent_indent': ' ' * 6}
@@ -80,8 +96,11 @@ class Command(NamedTuple):
     argument: what stands after the colon in --config=file.py:argument.
     config: with its overrides, plain and finite; None to fit a table.
     table: for --mode=fit: its file, the law and the columns.
-    topology: for --mode=aot.
+    topology: for --mode=aot and --mode=plan.
+    plan_compile: for --mode=plan: how many meshes to compile.
     dry_run: whether a sweep is only told.
+    launcher: of a sweep's cells, one of LAUNCHERS.
+    processes: that run it together; None for this one alone.
   """
 
   mode: str
@@ -93,7 +112,10 @@ class Command(NamedTuple):
   config: ConfigDict | None
   table: tuple[str, str, str] | None = None
   topology: str | None = None
+  plan_compile: int = 0
   dry_run: bool = False
+  launcher: str = LAUNCHERS[0]
+  processes: processes.Processes | None = None
 
   @property
   def is_sweep(self) -> bool:
@@ -119,11 +141,16 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--prompt={values.prompt[0]!r} is for --mode=generate, but --mode='
       f'{values.mode}; add --mode=generate.'
     )
-  if (values.topology is not None) != (values.mode == 'aot'):
+  if (values.topology is not None) != (values.mode in ABROAD):
     raise ValueError(
       f'--topology={values.topology} with --mode={values.mode}: --mode=aot '
-      'needs a topology, and no other mode takes one; as in --mode=aot '
-      '--topology=v5p:8x8x16.'
+      'and --mode=plan need a topology, and no other mode takes one; as in '
+      '--mode=aot --topology=v5p:8x8x16.'
+    )
+  if values.plan_compile and values.mode != 'plan':
+    raise ValueError(
+      f'--plan_compile={values.plan_compile} is for --mode=plan, but --mode='
+      f'{values.mode}; leave out one.'
     )
   dry_run = values['dry-run'].value
   if dry_run and values.mode != 'train':
@@ -140,7 +167,7 @@ def parse(words: Sequence[str]) -> Command | None:
     recipe = load_recipe(path)
     config = get_config(recipe, path, argument)
     where = where or default_workdir(path, argument)
-  elif values.mode == 'train' or (where is None and values.mode == 'aot'):
+  elif values.mode == 'train' or (where is None and values.mode in ABROAD):
     raise ValueError(f'--config is missing; give a recipe, such as {EXAMPLE}.')
   elif where is None:
     raise ValueError(
@@ -156,6 +183,8 @@ def parse(words: Sequence[str]) -> Command | None:
       f'--dry-run is for a sweep, but --config={path!r} has no get_hyper; give '
       'a recipe that has, such as configs/scaling.py, or leave out --dry-run.'
     )
+  if values.launcher == 'ray':
+    _check_ray(recipe, path)
   return Command(
     values.mode,
     where,
@@ -165,8 +194,38 @@ def parse(words: Sequence[str]) -> Command | None:
     argument,
     config,
     topology=values.topology,
+    plan_compile=values.plan_compile,
     dry_run=dry_run,
+    launcher=values.launcher,
+    processes=_processes(values, hasattr(recipe, 'get_hyper')),
   )
+
+
+def _check_ray(recipe, path):
+  if not hasattr(recipe, 'get_hyper'):
+    raise ValueError(
+      f'--launcher=ray is for a sweep, but --config={path!r} has no get_hyper; '
+      'leave it out.'
+    )
+  cluster.check_installed()
+
+
+def _processes(values, is_sweep) -> processes.Processes | None:
+  asked = processes.parse(
+    values.coordinator,
+    values.processes,
+    values.process,
+    values.distributed,
+    values.process_timeout,
+  )
+  if asked is not None and (values.mode not in TOGETHER or is_sweep):
+    what = 'a sweep' if is_sweep else f'--mode={values.mode}'
+    raise ValueError(
+      f'{what} is run by one process; leave out --coordinator and '
+      '--distributed, which are for --mode=train and --mode=evaluate of one '
+      'run.'
+    )
+  return asked
 
 
 def _fit_command(values, overrides) -> Command:
@@ -303,6 +362,13 @@ def _flags() -> flags.FlagValues:
   flags.DEFINE_string('form', None, '', values)
   flags.DEFINE_string('columns', None, '', values)
   flags.DEFINE_string('topology', None, '', values)
+  flags.DEFINE_integer('plan_compile', 0, '', flag_values=values, lower_bound=0)
+  flags.DEFINE_enum('launcher', LAUNCHERS[0], LAUNCHERS, '', values)
+  flags.DEFINE_string('coordinator', None, '', values)
+  flags.DEFINE_integer('processes', None, '', 1, flag_values=values)
+  flags.DEFINE_integer('process', None, '', 0, flag_values=values)
+  flags.DEFINE_enum('distributed', None, ('auto',), '', values)
+  flags.DEFINE_integer('process_timeout', None, '', 1, flag_values=values)
   flags.DEFINE_bool('dry-run', False, '', values)
   flags.DEFINE_bool('traceback', False, '', values)
   flags.DEFINE_bool('help', False, '', short_name='h', flag_values=values)

@@ -9,11 +9,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # jax is imported later, so that a wrong command line is told at once.
-from moejax import command_line, config_io, fields, files, host, run_folder
+from moejax import (
+  command_line,
+  config_io,
+  fields,
+  files,
+  host,
+  processes,
+  run_folder,
+)
 from moejax.command_line import Command
+from moejax.processes import (
+  CTRL_C,
+  DOES_NOT_FIT,
+  FAILED,
+  TERMINATED,
+  WRONG_INPUT,
+)
 from moejax.sweep import hyper
-
-FAILED, WRONG_INPUT, DOES_NOT_FIT, CTRL_C, TERMINATED = 1, 2, 3, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +65,8 @@ def run(command: Command) -> int:
   fields.check(command.config)
   if command.is_sweep:
     return run_sweep(command)
-  return RUNNERS[command.mode](command)
+  with processes.together(command.processes):
+    return RUNNERS[command.mode](command)
 
 
 def run_training(command: Command) -> int:
@@ -60,23 +74,24 @@ def run_training(command: Command) -> int:
   config, folder = command.config, files.folder(command.workdir)
   result = run_folder.result(config, folder)
   if result is not None:
+    if not processes.is_first():
+      return 0
     print(f'finished before; this is {folder / "result.json"}', flush=True)
     show(result)
     return 0
-
-  import jax
 
   from moejax import train
 
   try:
     result = train.run(config, folder, sample=True)
   except train.Interrupted as stopped:
-    print(stopped, flush=True)
+    if processes.is_first():
+      print(stopped, flush=True)
     return TERMINATED
   except train.Diverged as error:
     tell(error)
     return FAILED
-  if jax.process_index() == 0:
+  if processes.is_first():
     files.write_atomic(
       folder / 'result.json', files.dumps(result, indent=2) + '\n'
     )
@@ -106,7 +121,12 @@ def run_sweep(command: Command) -> int:
     path = files.folder(command.workdir) / 'plan.md'
     files.write_atomic(path, text)
   results = sweep.run(
-    cells, config, command.workdir, 'moejax.train.run', jobs=config.sweep.jobs
+    cells,
+    config,
+    command.workdir,
+    'moejax.train.run',
+    jobs=config.sweep.jobs,
+    launcher=command.launcher,
   )
   table = pathlib.Path(command.workdir) / 'results.csv'
   sweep.write_csv(results, table)
@@ -146,6 +166,8 @@ def run_evaluation(command: Command) -> int:
   from moejax import evaluate
 
   values = evaluate.run(command.config, command.workdir)
+  if not processes.is_first():
+    return 0
   print(json.dumps(values, indent=2), flush=True)
   return 0
 
@@ -185,6 +207,23 @@ def run_aot(command: Command) -> int:
   return 0 if report.fits else DOES_NOT_FIT
 
 
+def run_plan(command: Command) -> int:
+  """Prints which meshes and exchanges suit a machine that is not here."""
+  import jax
+
+  from moejax import plan
+
+  jax.config.update('jax_platforms', 'cpu')
+  outcome = plan.make(command.config, command.topology)
+  try:
+    for part in plan.text(outcome, command.plan_compile):
+      print(part, flush=True)
+  except plan.NothingFits as error:
+    tell(error)
+    return DOES_NOT_FIT
+  return 0
+
+
 def show(result: Mapping[str, Any]) -> None:
   """Prints a result: its numbers, then the sample as it reads."""
   numbers = {name: v for name, v in result.items() if name != 'sample'}
@@ -198,6 +237,7 @@ RUNNERS = {
   'evaluate': run_evaluation,
   'generate': run_generation,
   'aot': run_aot,
+  'plan': run_plan,
 }
 
 

@@ -152,12 +152,16 @@ class Parts:
   def batches(self, split: str, epochs: int | None):
     """This process's share of the batches of a split, as numpy arrays."""
     train = self.config.train
+    index, count = 0, 1
+    if jax.process_count() > 1:
+      where = self.batch_sharding
+      index, count = sharding.row_shard(where, train.batch_size)
     return self.data.batches(
       split,
       batch_size=train.batch_size,
       seq_len=train.seq_len,
       seed=self.config.seed,
       epochs=epochs,
-      shard_index=jax.process_index(),
-      shard_count=jax.process_count(),
+      shard_index=index,
+      shard_count=count,
     )

@@ -190,6 +190,28 @@ def cut_rows(a: jax.Array, lead: Sequence = ()) -> jax.Array:
   return jax.lax.with_sharding_constraint(a, PartitionSpec(*lead, *rest))
 
 
+def row_shard(where: NamedSharding, rows: int) -> tuple[int, int]:
+  """(index, count): which of `count` equal shards of rows this process reads.
+
+  Processes whose devices share their rows read the same ones.
+
+  Raises:
+    ValueError: the devices of this process have rows that are no neighbours.
+  """
+  places = where.addressable_devices_indices_map((rows, 1)).values()
+  bounds = sorted({place[0].indices(rows)[:2] for place in places})
+  start, stop = bounds[0][0], bounds[-1][1]
+  size = stop - start
+  own = sum(high - low for low, high in bounds)
+  if own != size or rows % size or start % size:
+    raise ValueError(
+      f'the devices of process {jax.process_index()} hold {own} of {rows} '
+      f'rows, from {start} to {stop}, which are no equal share of neighbouring '
+      'ones; give the devices of a process to the later axes of config.mesh.'
+    )
+  return start // size, rows // size
+
+
 def by_device(
   f: Callable,
   args: Sequence[Any],

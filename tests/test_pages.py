@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ from moejax.build import build, find
 from moejax.config_io import override
 from moejax.parts import Parts
 from moejax.routers import scores
-from moejax.sweep import hyper
+from moejax.sweep import cluster, hyper
 from moejax.types import Context
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
 CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
+PODS = (ROOT / 'PODS.md').read_text()
 BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.DOTALL)
 
 
@@ -137,13 +139,22 @@ def test_every_member_that_the_readme_lists_is_there():
 
 
 def test_every_local_link_and_recipe_of_the_pages_exists():
-  for page in (README, CONTRIBUTING):
+  for page in (README, CONTRIBUTING, PODS):
     links = re.findall(r'\]\(([^)#]+)\)', page)
     local = [link for link in links if not link.startswith('http')]
     assert all((ROOT / link).exists() for link in local)
   named = set(re.findall(r'--config=(configs/\w+\.py)', README))
   assert named
   assert all((ROOT / path).is_file() for path in named)
+
+
+def test_the_commands_for_many_devices_are_understood(monkeypatch):
+  monkeypatch.setattr(cluster, 'check_installed', lambda: None)
+  commands = re.findall(r'python -m moejax\.main ([^\n&\'`]+)', PODS)
+  assert len(commands) == 8
+  for words in commands:
+    command = command_line.parse(shlex.split(words))
+    fields.check(command.config)
 
 
 def test_ruff_is_pinned_to_one_version():

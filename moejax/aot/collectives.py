@@ -32,7 +32,8 @@ def bytes_by_kind(hlo_text: str | Program) -> dict[str, float]:
                         evenly: its sizes are data
     collective-permute  b
 
-  which is what the best algorithms on a ring need.
+  which is what the best algorithms on a ring need. A gather of jax.shard_map
+  that the compiler spreads over several fusions is counted in each of them.
 
   Args:
     hlo_text: `compiled.as_text()`, or it parsed.

@@ -55,7 +55,7 @@ def report(
       raise
     refused = str(error).splitlines()[0]
   program = compiled and Program(compiled.as_text())
-  rates, assumptions = _rates(machine)
+  rates, assumptions = machine.rates()
   common = dict(
     topology=machine.name,
     devices=len(devices),
@@ -150,23 +150,3 @@ def kept_bytes(program: Program) -> float:
           if i.opcode == 'dynamic-update-slice' and i.arrays[0].dims[0] == trips
         )
   return total
-
-
-def _rates(machine):
-  chip = machine.chip
-  share = machine.chips / machine.devices
-  rates = [
-    share * rate
-    for rate in (
-      chip.flops_per_s,
-      chip.memory_bytes_per_s,
-      chip.link_bytes_per_s,
-    )
-  ]
-  links = 'NVLink of a node' if chip.platform == 'cuda' else 'all links'
-  text = (
-    f'assumed of a device: {rates[0] / 1e12:.0f} TFLOP/s (bf16), '
-    f'{rates[1] / 1e9:.0f} GB/s of main memory, {rates[2] / 1e9:.0f} GB/s '
-    f'sent ({links}); all three at their peak and at the same time'
-  )
-  return rates, text

@@ -85,12 +85,42 @@ class Machine:
     return self.chips * (2 if self.chip.name == 'v4' else 1)
 
   @property
+  def devices_per_host(self) -> int:
+    """Devices of one process; a TPU host has four chips of a larger slice."""
+    if self.chip.platform == 'cuda':
+      return int(self.name.rpartition('x')[2])
+    return self.devices // self.chips * min(self.chips, 4)
+
+  @property
   def limit_bytes(self) -> int:
     """Memory of a device that a program may use."""
     usable_gib = _USABLE_GIB.get(self.chip.name)
     if usable_gib is None:
       return self.chip.memory_bytes
     return round(usable_gib * chips.GIB)
+
+  def rates(self) -> tuple[list[float], str]:
+    """What a device does in a second: FLOPs, bytes of memory, bytes sent.
+
+    The text says what is assumed.
+    """
+    share = self.chips / self.devices
+    chip = self.chip
+    rates = [
+      share * rate
+      for rate in (
+        chip.flops_per_s,
+        chip.memory_bytes_per_s,
+        chip.link_bytes_per_s,
+      )
+    ]
+    links = 'NVLink of a node' if chip.platform == 'cuda' else 'all links'
+    text = (
+      f'assumed of a device: {rates[0] / 1e12:.0f} TFLOP/s (bf16), '
+      f'{rates[1] / 1e9:.0f} GB/s of main memory, {rates[2] / 1e9:.0f} GB/s '
+      f'sent ({links}); all three at their peak and at the same time'
+    )
+    return rates, text
 
 
 def find(name: str) -> Machine:

@@ -69,7 +69,7 @@ class Pool:
         if answer['status'] == 'failed':
           self._drop(index)  # what it left in memory may harm the next cell
         return answer
-    error = _cause_of_death(worker.wait())
+    error = cause_of_death(worker.wait())
     self._drop(index)
     return {'status': 'failed', 'error': error}
 
@@ -120,7 +120,8 @@ class Pool:
       worker.stdin.close()
 
 
-def _cause_of_death(code):
+def cause_of_death(code):
+  """In words, of the exit code of a process."""
   if code >= 0:
     return f'the process ended by itself with exit code {code}'
   name = signal.Signals(-code).name

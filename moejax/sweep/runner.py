@@ -18,8 +18,11 @@ from typing import NamedTuple
 
 from moejax import config_io, files, run_folder
 from moejax.sweep import hyper
+from moejax.sweep.cluster import Cluster
 from moejax.sweep.pool import Pool
 from moejax.sweep.status import Status
+
+LAUNCHERS = {'local': Pool, 'ray': Cluster}
 
 
 class _Job(NamedTuple):
@@ -29,7 +32,9 @@ class _Job(NamedTuple):
   cost: float | None
 
 
-def run(cells, base_config, workdir, train, *, jobs=1, log=print):
+def run(
+  cells, base_config, workdir, train, *, jobs=1, log=print, launcher='local'
+):
   """Trains every cell that has no result yet; one row for each cell, in order.
 
   A finished cell of the same config is skipped, a cut or failed one is run
@@ -47,6 +52,8 @@ def run(cells, base_config, workdir, train, *, jobs=1, log=print):
       Result keys 'name', 'status' and 'overrides' are overwritten.
     jobs: worker processes; each gets an equal share of the cores.
     log: a function that prints one line.
+    launcher: 'local' for processes of this machine, 'ray' for tasks of a
+      cluster, see `cluster`.
 
   Returns:
     {'name', 'status': 'ok', 'overrides', **results} for each cell, or
@@ -68,7 +75,9 @@ def run(cells, base_config, workdir, train, *, jobs=1, log=print):
     if len(waiting) < len(todo):
       log(f'{len(todo) - len(waiting)} of {len(todo)} cells have a result.')
     waiting.sort(key=lambda job: -(job.cost or 0))
-    _run_all(waiting, rows, train, jobs, log)
+    if waiting:
+      pool = LAUNCHERS[launcher](train, min(jobs, len(waiting)))
+      _run_all(waiting, rows, pool, log)
   failed = [row for row in rows.values() if row['status'] == 'failed']
   if failed:
     log(f'{len(failed)} of {len(todo)} cells failed; a rerun retries them:')
@@ -177,12 +186,9 @@ def _prepare(job):
   files.write_atomic(job.folder / 'config.json', job.text)
 
 
-def _run_all(waiting, rows, train, jobs, log):
+def _run_all(waiting, rows, pool, log):
   """Fills `rows` with the result of every waiting job."""
-  if not waiting:
-    return
   total = len(waiting)
-  pool = Pool(train, min(jobs, total))
   running = {}
   with Status([job.cost for job in waiting], log) as status, _sigterm_raises():
     try:
