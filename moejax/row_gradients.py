@@ -32,6 +32,7 @@ def gradient(
   def run(params, balance, batch):
     if tables:
       _check_mesh(tables)
+      _check_stages(model, tables)
     whole, cut = _cut(params, tables)
     zeros = _zeros(model, params, balance, batch, tables)
 
@@ -142,6 +143,14 @@ def _check_read(zeros, tables):
     raise ValueError(
       f'{path} is set to rows=True, but no layer reads its rows; remove the '
       'setting, or read the table by memory.tables.rows_of.'
+    )
+
+
+def _check_stages(model, tables):
+  if getattr(model, 'pipeline', None) is not None:
+    raise ValueError(
+      f'{tables[0]} is set to rows=True, but stages of config.model.pipeline '
+      'read it in parts of a batch; remove either.'
     )
 
 

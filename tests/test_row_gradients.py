@@ -359,3 +359,11 @@ def test_a_table_that_no_layer_reads_is_refused_by_rows(small):
   made = Parts(made.config)
   with pytest.raises(ValueError, match='idle_values/rows .* no layer reads'):
     jax.eval_shape(made.train_step, made.abstract_state, made.abstract_batch)
+
+
+def test_tables_that_stages_read_are_refused_by_rows(small):
+  made = parts(small, True, shared=True)
+  common.pipeline(made.config, stages=1, microbatches=1)
+  made = Parts(made.config)
+  with pytest.raises(ValueError, match='read it in parts of a batch'):
+    jax.eval_shape(made.train_step, made.abstract_state, made.abstract_batch)
