@@ -19,7 +19,7 @@ def test_lookups_and_products_are_kernels(on_topology, topology):
     assert case['temporary_bytes'] < n * k * d * 4, name
   _, _, slots, d, _ = PUBLISHED['1B']
   shards = {'value': slots * 128 * 4, 'slots': slots * d * 4 / 8}
-  for name, shard in shards.items():
-    # Both gradients, and as much again where both tables are laid out anew.
-    temporary = found[name]['temporary_bytes']
-    assert temporary < (4.1 if name == 'value' else 2.7) * shard, name
+  # Gradients before they have their layout, and for columns the tables too:
+  # 560, 699 and 693 MB on v5e, v5p and v6e, or 273, 287 and 293 cut by rows.
+  for name, most in (('value', 5.0), ('slots', 2.8)):
+    assert found[name]['temporary_bytes'] < most * shards[name], name
