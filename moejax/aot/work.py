@@ -16,6 +16,9 @@ _FREE = re.compile(
   '|copy-done|async-update|async-done'
 )
 
+# Products of a splash kernel with rows as long as a key, and as a value.
+_SPLASH = {'fwd': (1, 1), 'dq': (2, 1), 'dkv': (2, 2)}
+
 
 def flops(program: Program) -> float:
   """FLOPs of matrix products of one device in one run.
@@ -58,7 +61,8 @@ def _add(a, b, times):
 
 def _flops(computation: Computation, instruction: Instruction) -> float:
   if instruction.opcode == 'custom-call':
-    return float(instruction.attribute(r'"flops":"(-?\d+)"') or 0)
+    told = instruction.attribute(r'"flops":"(-?\d+)"')
+    return float(told) if told else _attention_flops(instruction)
   if instruction.opcode not in ('dot', 'convolution'):
     return 0.0
   (result,) = instruction.arrays
@@ -70,6 +74,28 @@ def _flops(computation: Computation, instruction: Instruction) -> float:
     sizes = [left[int(d)] for d in summed.split(',') if d]
     return 2.0 * math.prod(result.dims) * math.prod(sizes)
   return 2.0 * _multiplications(instruction, left, right, result.dims)
+
+
+def _attention_flops(instruction):
+  """Of jax's splash attention, whose calls tell nothing; 0 of another kernel.
+
+  Of the blocks of its mask those below and on the diagonal, as if no window
+  left out any.
+  """
+  kernel = re.match(r'splash_mha_(fwd|dq|dkv)', instruction.name)
+  if kernel is None:
+    return 0.0
+  shapes = [
+    (kind, [int(n) for n in dims.split(',')])
+    for kind, dims in re.findall(r'(\w+)\[([\d,]+)\]\{', instruction.rest)
+  ]
+  blocks = next(dims[-1] for kind, dims in shapes if kind == 's8')
+  arrays = [dims for kind, dims in shapes if kind in ('bf16', 'f32')]
+  query, key, value = arrays[:3]
+  pairs = query[-2] * key[-2] * (blocks + 1) / (2 * blocks)
+  with_keys, with_values = _SPLASH[kernel[1]]
+  depth = with_keys * key[-1] + with_values * value[-1]
+  return 2.0 * math.prod(query[:-2]) * pairs * depth
 
 
 def _multiplications(instruction, left, right, result):

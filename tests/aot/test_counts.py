@@ -124,3 +124,30 @@ def test_what_a_loop_reads_of_a_stack_is_one_slice_a_trip():
   # Reads x and w and writes x, and may copy x at the start and at the end.
   least = 3 * TRIPS * array
   assert least <= work.memory_bytes(Program(text)) <= least + 8 * array
+
+
+SPLASH = """
+HloModule attention, num_partitions=1
+
+ENTRY %main (q: bf16[2,256,24]) -> bf16[2,256,16] {
+  %q = bf16[2,256,24]{2,1,0} parameter(0)
+  ROOT %NAME.1 = bf16[2,256,16]{2,1,0} custom-call(%q), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,2,2]{2,1,0}, s8[1,2,2]{2,1,0}, bf16[2,256,24]{2,1,0}, bf16[2,256,24]{2,1,0}, bf16[2,256,16]{2,1,0}, s32[256,128]{1,0}}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  'name,products',
+  [
+    ('splash_mha_fwd_residuals', [24, 16]),  # scores, outputs
+    ('splash_mha_dq_segmented', [24, 16, 24]),  # scores, dP, dQ
+    ('splash_mha_dkv_segmented', [24, 16, 16, 24]),  # and dV, dK for dQ
+    ('other', []),
+  ],
+)
+def test_splash_attention_is_counted_by_blocks_of_its_causal_mask(
+  name, products
+):
+  heads, blocks, block = 2, 3, 128  # of four blocks one is above the diagonal
+  want = sum(2 * heads * blocks * block**2 * depth for depth in products)
+  assert work.flops(Program(SPLASH.replace('NAME', name))) == want
