@@ -8,10 +8,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from moejax import sharding
 from moejax.losses import scored
-from moejax.losses.chunks import chunks
-from moejax.sharding import TOKENS, WHOLE
+from moejax.losses.chunks import by_device, chunks
 from moejax.types import Outputs
 
 
@@ -24,23 +22,18 @@ def cross_entropy(
     outputs: of the model; hidden_BTD and head_DV.
     batch: targets and segments, int32 [B, T]; segment 0 is left out, and what
       is not scored where the batch has `scored`.
-    chunk_tokens: at most about this many tokens have logits at a time.
+    chunk_tokens: at most about this many tokens of a device have logits at a
+      time.
   """
   weights_BT = scored.weights_BT(batch)
   tokens = outputs.hidden_BTD, batch['targets'], weights_BT
 
-  def own(_axis, tokens, head_DV):
-    hidden_BTD, targets_BT, weights_BT = tokens
+  def own(hidden_BTD, targets_BT, weights_BT, head_DV, chunk_tokens):
     return chunked_nll(
       hidden_BTD, head_DV, targets_BT, weights_BT, chunk_tokens
     ).reshape(1, 1)
 
-  if sharding.cuts('time'):
-    # A chunk of all would be of one device's tokens: each takes its own.
-    args, axes = (tokens, outputs.head_DV), (TOKENS, WHOLE)
-    total = sharding.by_device(own, args, axes, TOKENS).sum()
-  else:
-    total = own(None, tokens, outputs.head_DV).sum()
+  total = by_device(own, tokens, outputs.head_DV, chunk_tokens).sum()
   return total / jnp.maximum(weights_BT.sum(), 1.0)
 
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from moejax import sharding
-from moejax.losses.chunks import chunks
-from moejax.sharding import TOKENS, WHOLE
+from moejax.losses.chunks import by_device, chunks
 from moejax.types import Outputs
 
 
@@ -37,18 +35,11 @@ def right_answers(
     outputs: of the model; hidden_BTD and head_DV.
     batch: targets, segments and scored, int32 [B, T]. An answer is what is
       scored of a segment.
-    chunk_tokens: at most about this many tokens have logits at a time.
+    chunk_tokens: at most about this many tokens of a device have logits at a
+      time.
   """
   tokens = outputs.hidden_BTD, batch['targets']
-
-  def own(_axis, tokens, head_DV):
-    return _hits(*tokens, head_DV, chunk_tokens)
-
-  args, axes = (tokens, outputs.head_DV), (TOKENS, WHOLE)
-  if sharding.cuts('time'):
-    hits_BT = sharding.by_device(own, args, axes, TOKENS)
-  else:
-    hits_BT = own(None, *args)
+  hits_BT = by_device(_hits, tokens, outputs.head_DV, chunk_tokens)
   scored_BT = weights_BT(batch) > 0
   has_BS = _any_of_segment(scored_BT, batch['segments'])
   missed_BS = _any_of_segment(scored_BT & ~hits_BT, batch['segments'])
