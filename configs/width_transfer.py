@@ -9,8 +9,8 @@ Claim:    with maximal updates the best rate is that of the base width, for
 Command:  python -m moejax.main --config=configs/width_transfer.py
 Expect:   the best rate falls with the width under standard parametrisation
           (slope -1 of log2 for hidden matrices), and stays under the other.
-Measured: dense, 32 to 128, in log2: -1.68 standard, +0.02 maximal; no
-          mixture yet (experiments/2026_11_mup_transfer).
+Measured: 32 to 128, in log2: dense -1.70 standard and +0.22 maximal, mixtures
+          -1.81 and +0.34 (experiments/2026_11_mup_transfer).
 Differs:  2 layers, bytes, 200 steps; heads of 16 at all widths.
 """
 

@@ -1,8 +1,8 @@
 """Trains cells of configs/width_transfer.py, all rates of one compiled program.
 
-  python experiments/2026_11_mup_transfer/run.py WIDTH VARIANT PARAM results.csv
+  python run.py WIDTH VARIANT PARAM results.csv LEAST MOST [SEED]
 
-PARAM is standard or maximal. Rows are added to the table as they come; those
+PARAM is standard or maximal, LEAST and MOST are log2 of rates. Rows are added to the table as they come; those
 that it has are skipped. The run of a rate equals that of `moejax.main` but for
 rounding: same model, seed, batches, schedule and evaluation.
 """
@@ -81,15 +81,16 @@ def trainer(parts):
   return run
 
 
-def main(width, variant, parametrization, path, least, most):
+def main(width, variant, parametrization, path, least, most, seed=0):
   path = pathlib.Path(path)
   old = list(csv.DictReader(path.open())) if path.exists() else []
   done = {
     (int(r['width']), r['variant'], r['parametrization'], float(r['log2_rate']))
     for r in old
+    if int(r['seed']) == seed
   }
   found = list(cells(width, variant, parametrization == 'maximal'))
-  parts = Parts(found[0][0])
+  parts = Parts(config_io.override(found[0][0], {'seed': seed}))
   commit = subprocess.run(
     ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
   ).stdout.strip()
@@ -132,4 +133,5 @@ def main(width, variant, parametrization, path, least, most):
 
 
 if __name__ == '__main__':
-  main(int(sys.argv[1]), *sys.argv[2:5], *map(float, sys.argv[5:7]))
+  numbers = map(float, sys.argv[5:7])
+  main(int(sys.argv[1]), *sys.argv[2:5], *numbers, *map(int, sys.argv[7:]))
