@@ -136,27 +136,14 @@ def parse(words: Sequence[str]) -> Command | None:
   _read(values, rest)
   if values.help:
     return None
-  if values.prompt and values.mode != 'generate':
-    raise ValueError(
-      f'--prompt={values.prompt[0]!r} is for --mode=generate, but --mode='
-      f'{values.mode}; add --mode=generate.'
-    )
+  _check_modes(values)
   if (values.topology is not None) != (values.mode in ABROAD):
     raise ValueError(
       f'--topology={values.topology} with --mode={values.mode}: --mode=aot '
       'and --mode=plan need a topology, and no other mode takes one; as in '
       '--mode=aot --topology=v5p:8x8x16.'
     )
-  if values.plan_compile and values.mode != 'plan':
-    raise ValueError(
-      f'--plan_compile={values.plan_compile} is for --mode=plan, but --mode='
-      f'{values.mode}; leave out one.'
-    )
   dry_run = values['dry-run'].value
-  if dry_run and values.mode != 'train':
-    raise ValueError(
-      f'--dry-run is for a sweep, but --mode={values.mode}; leave out one.'
-    )
   if values.mode == 'fit' or values.data or values.form or values.columns:
     return _fit_command(values, overrides)
   path = recipe = argument = None
@@ -199,6 +186,25 @@ def parse(words: Sequence[str]) -> Command | None:
     launcher=values.launcher,
     processes=_processes(values, hasattr(recipe, 'get_hyper')),
   )
+
+
+def _check_modes(values):
+  """Refuses what the mode does not read."""
+  prompt = values.prompt and f'--prompt={values.prompt[0]!r}'
+  compiles = values.plan_compile and f'--plan_compile={values.plan_compile}'
+  for given, modes in (
+    (prompt, ('generate',)),
+    (compiles, ('plan',)),
+    (values['dry-run'].value and '--dry-run', ('train',)),
+    (values.launcher == 'ray' and '--launcher=ray', ('train',)),
+    (values.coordinator and f'--coordinator={values.coordinator}', TOGETHER),
+    (values.distributed and f'--distributed={values.distributed}', TOGETHER),
+  ):
+    if given and values.mode not in modes:
+      raise ValueError(
+        f'{given} is for --mode={" and --mode=".join(modes)}, but --mode='
+        f'{values.mode}; leave out one.'
+      )
 
 
 def _check_ray(recipe, path):

@@ -9,9 +9,9 @@ Claim:    leverage is a power of the activation ratio and grows with compute;
           granularity has an optimum near 12; one shared expert is best.
 Command:  python -m moejax.main --config=configs/papers/scaling/leverage.py
 Expect:   leverage above 1, falling with the activation ratio, in every budget.
-Measured: not run; configs/scaling.py has the activation ratio at G = 2, none
-          shared, in one seed: experiments/2026_11_isoflop_cpu.
-Differs:  one factor varied at a time; learning rates by the width alone, not
+Measured: not run; configs/scaling.py:scale=hour has the activation ratio at
+          G = 2, none shared: experiments/2026_11_isoflop_hour.
+Differs:  one factor varied at a time; learning rates by width and budget, not
           by the paper's law; at the scale of a CPU bytes, models of 10^4 to
           10^5 active parameters and G of 2 to 8 only.
 """
