@@ -3,8 +3,9 @@
   python run.py WIDTH VARIANT PARAM results.csv LEAST MOST [SEED]
 
 PARAM is standard or maximal, LEAST and MOST are log2 of rates. Rows are added
-to the table as they come; those that it has are skipped. The run of a rate equals that of `moejax.main` but
-for rounding: same model, seed, batches, schedule and evaluation.
+to the table as they come; those that it has are skipped. The run of a rate
+equals that of `moejax.main` but for rounding: same model, seed, batches,
+schedule and evaluation.
 """
 
 import csv
