@@ -16,6 +16,9 @@ from moejax.aot.hlo import Program
 from moejax.aot.report import Memory, Report
 from moejax.parts import Parts
 
+# What a program wants of main memory, as the compiler says it.
+_SIZE = re.compile(r'([\d.]+)([MGT])\b')
+
 
 def compile_step(parts: Parts):
   """The compiled step that training runs, for the devices of `parts`."""
@@ -51,9 +54,10 @@ def report(
   try:
     compiled = compile_step(parts)
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
     refused = str(error).splitlines()[0]
+    # A kernel that wants too much fast memory is an error, not a refusal.
+    if 'RESOURCE_EXHAUSTED' not in refused or not _SIZE.search(refused):
+      raise
   program = compiled and Program(compiled.as_text())
   rates, assumptions = machine.rates()
   common = dict(
@@ -106,7 +110,7 @@ def _memory(parts, machine, compiled, program, refused):
     limit=machine.limit_bytes,
   )
   if refused:
-    wanted = re.search(r'([\d.]+)([MGT])', refused)
+    wanted = _SIZE.search(refused)
     unit = 2 ** {'M': 20, 'G': 30, 'T': 40}[wanted[2]]
     size = float(wanted[1]) * unit
     return Memory(**known, activations=0, temporary=size, total=size)

@@ -7,6 +7,7 @@ next are on their way; their numbers come ahead, in scalar memory.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +16,24 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.route.parts import refuses_shards, shaped
 
-TOKENS = 64  # of a grid step
+LANES = 128
+TOKENS = 64  # of a grid step, at most
+BLOCK_BYTES = 2 * 2**20  # of its results
 MOST_BYTES = 4 * 2**20  # of both buffers
 
 
 def lookup(table_SD, ids_NK, weights_NKC, *, interpret=False):
   """As the reference."""
-  n, parts = len(ids_NK), weights_NKC.shape[-1]
-  d = table_SD.shape[1]
-  args = _whole_blocks(ids_NK, weights_NKC.astype(jnp.float32))
-  kernel = functools.partial(_lookup, parts=parts)
-  return _call(kernel, table_SD, *args, (d,), interpret)[:n]
+  kernel = functools.partial(_lookup, parts=weights_NKC.shape[-1])
+  args = table_SD, ids_NK, weights_NKC.astype(jnp.float32)
+  return _call(kernel, *args, (table_SD.shape[1],), interpret)
 
 
 def products(table_SD, ids_NK, x_ND, *, parts, interpret=False):
   """As the reference."""
-  n, k = ids_NK.shape
-  args = _whole_blocks(ids_NK, x_ND.astype(jnp.float32))
   kernel = functools.partial(_products, parts=parts)
-  return _call(kernel, table_SD, *args, (k, parts), interpret)[:n]
+  args = table_SD, ids_NK, x_ND.astype(jnp.float32)
+  return _call(kernel, *args, (ids_NK.shape[1], parts), interpret)
 
 
 def refuses(table_SD, ids_NK, *_) -> str | None:
@@ -49,24 +49,32 @@ def refuses(table_SD, ids_NK, *_) -> str | None:
   return refuses_shards()
 
 
-def _whole_blocks(*arrays):
-  after = -len(arrays[0]) % TOKENS
+def tokens_of_step(out: tuple[int, ...]) -> int:
+  """As many as results of shape `out`, padded to lanes, leave room for."""
+  size = 4 * math.prod(out[:-1]) * (out[-1] + -out[-1] % LANES)
+  return max(8, min(TOKENS, BLOCK_BYTES // size // 8 * 8))
+
+
+def _whole_blocks(tokens, *arrays):
+  after = -len(arrays[0]) % tokens
   return [jnp.pad(a, ((0, after), *((0, 0),) * (a.ndim - 1))) for a in arrays]
 
 
 def _call(kernel, table_SD, ids_NK, own, out, interpret):
   """`own` is what each token has beside its rows; `out` a token's result."""
+  given, tokens = len(ids_NK), tokens_of_step(out)
+  ids_NK, own = _whole_blocks(tokens, ids_NK, own)
   (n, k), d = ids_NK.shape, table_SD.shape[1]
 
   def block(shape, space=pltpu.VMEM):
     rest = (0,) * len(shape)
     return pl.BlockSpec(
-      (TOKENS, *shape), lambda i: (i, *rest), memory_space=space
+      (tokens, *shape), lambda i: (i, *rest), memory_space=space
     )
 
   return pl.pallas_call(
     kernel,
-    grid=(n // TOKENS,),
+    grid=(n // tokens,),
     in_specs=[
       block((k,), pltpu.SMEM),
       pl.BlockSpec(memory_space=pl.ANY),
@@ -80,7 +88,7 @@ def _call(kernel, table_SD, ids_NK, own, out, interpret):
     ],
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel',)),
     interpret=interpret,
-  )(ids_NK, table_SD, own)
+  )(ids_NK, table_SD, own)[:given]
 
 
 def _lookup(ids, table, weights, y, rows, arrived, *, parts):

@@ -170,3 +170,10 @@ def test_what_does_not_fit_is_refused():
     table_lookup(
       table.astype(jnp.bfloat16), ids, weights, implementation='mosaic'
     )
+
+
+@pytest.mark.parametrize(
+  'out,tokens', [((768,), 64), ((128, 1), 32), ((256, 2), 16), ((4096, 1), 8)]
+)
+def test_a_step_has_room_for_the_results_of_its_tokens(out, tokens):
+  assert pallas_tpu.tokens_of_step(out) == tokens
