@@ -4,7 +4,8 @@ Claim:    49.1B parameters; the training step fits a v5p slice of 16 chips.
 Command:  python -m moejax.main --mode=aot --topology=v5p:2x2x4
           --config=configs/pods/kimi_linear.py
 Expect:   exit code 0: memory within a chip's.
-Measured: see experiments/2026_11_pod_aot.
+Measured: 63.4 of 95.7 GiB of a chip, compiled in 224 s
+          (experiments/2026_11_pod_aot).
 Differs:  rows of 4,096 tokens, one for each chip; AdamW in place of Muon.
 """
 

@@ -18,7 +18,7 @@ from pallas_kernels.route.parts import refuses_shards, shaped
 
 LANES = 128
 TOKENS = 64  # of a grid step, at most
-BLOCK_BYTES = 2 * 2**20  # of its results
+BLOCK_BYTES = 2 * 2**20  # of what each has beside its rows
 MOST_BYTES = 4 * 2**20  # of both buffers
 
 
@@ -49,9 +49,12 @@ def refuses(table_SD, ids_NK, *_) -> str | None:
   return refuses_shards()
 
 
-def tokens_of_step(out: tuple[int, ...]) -> int:
-  """As many as results of shape `out`, padded to lanes, leave room for."""
-  size = 4 * math.prod(out[:-1]) * (out[-1] + -out[-1] % LANES)
+def tokens_of_step(*shapes: tuple[int, ...]) -> int:
+  """As many as arrays of these shapes a token, padded to lanes, have room."""
+  size = sum(
+    4 * math.prod(shape[:-1]) * (shape[-1] + -shape[-1] % LANES)
+    for shape in shapes
+  )
   return max(8, min(TOKENS, BLOCK_BYTES // size // 8 * 8))
 
 
@@ -62,7 +65,7 @@ def _whole_blocks(tokens, *arrays):
 
 def _call(kernel, table_SD, ids_NK, own, out, interpret):
   """`own` is what each token has beside its rows; `out` a token's result."""
-  given, tokens = len(ids_NK), tokens_of_step(out)
+  given, tokens = len(ids_NK), tokens_of_step(own.shape[1:], out)
   ids_NK, own = _whole_blocks(tokens, ids_NK, own)
   (n, k), d = ids_NK.shape, table_SD.shape[1]
 

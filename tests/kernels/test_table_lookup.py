@@ -173,7 +173,13 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(
-  'out,tokens', [((768,), 64), ((128, 1), 32), ((256, 2), 16), ((4096, 1), 8)]
+  'shapes,tokens',
+  [
+    ([(768,), (768,)], 64),
+    ([(768,), (128, 1)], 24),
+    ([(256, 2), (720,)], 8),
+    ([(4096, 1), (96,)], 8),
+  ],
 )
-def test_a_step_has_room_for_the_results_of_its_tokens(out, tokens):
-  assert pallas_tpu.tokens_of_step(out) == tokens
+def test_a_step_has_room_for_what_its_tokens_have(shapes, tokens):
+  assert pallas_tpu.tokens_of_step(*shapes) == tokens
