@@ -22,9 +22,10 @@ RECIPES = sorted(
 WEIGHTS = {'load': 0.01, 'z': 0.001}
 
 
-def slow_if_of_a_paper(path):
+def slow_if_published(path):
   # Compiles for seconds, and there is no end of papers.
-  marks = [pytest.mark.slow] if 'papers' in path.parts else []
+  published = {'papers', 'pods'} & set(path.parts)
+  marks = [pytest.mark.slow] if published else []
   return pytest.param(path, id=path.stem, marks=marks)
 
 
@@ -188,7 +189,7 @@ def test_statistics_come_in_the_order_of_the_layers(small, batch):
   assert stats.by_name(written['losses'])['z'].shape == (7,)
 
 
-@pytest.mark.parametrize('path', list(map(slow_if_of_a_paper, RECIPES)))
+@pytest.mark.parametrize('path', list(map(slow_if_published, RECIPES)))
 def test_no_token_sees_a_later_one_in(path, small):
   model = smoke(path)
   batch = small.rows(1, batch=2, length=6, vocab=model.vocab)
@@ -221,7 +222,7 @@ def test_no_token_sees_a_later_one_in(path, small):
     assert (g[:, : t + 1] > 0).all()
 
 
-@pytest.mark.parametrize('path', list(map(slow_if_of_a_paper, RECIPES)))
+@pytest.mark.parametrize('path', list(map(slow_if_published, RECIPES)))
 def test_prefill_and_decode_equal_the_full_forward_in(path, small):
   model = smoke(path)
   batch = small.rows(2, batch=2, length=7, vocab=model.vocab)

@@ -14,7 +14,7 @@ def _cell(width, layers):
   layer = common.block(common.attention(width // 64), common.dense(4 * width))
   config.model = common.uniform(layer, layers, vocab=512, width=width)
   config.train.batch_size, config.train.seq_len = 4, 256
-  config.train.steps = 10
+  config.train.steps = 100
   config.mesh = dict(data=4, expert=1, context=1)
   return config
 
