@@ -165,13 +165,11 @@ def parse(words: Sequence[str]) -> Command | None:
     config = run_folder.stored_config(where)
   config = apply(config, overrides)
   prompts = tuple(values.prompt)
-  if dry_run and not hasattr(recipe, 'get_hyper'):
-    raise ValueError(
-      f'--dry-run is for a sweep, but --config={path!r} has no get_hyper; give '
-      'a recipe that has, such as configs/scaling.py, or leave out --dry-run.'
-    )
+  if dry_run:
+    _check_sweep('--dry-run', recipe, path)
   if values.launcher == 'ray':
-    _check_ray(recipe, path)
+    _check_sweep('--launcher=ray', recipe, path)
+    cluster.check_installed()
   return Command(
     values.mode,
     where,
@@ -192,28 +190,28 @@ def _check_modes(values):
   """Refuses what the mode does not read."""
   prompt = values.prompt and f'--prompt={values.prompt[0]!r}'
   compiles = values.plan_compile and f'--plan_compile={values.plan_compile}'
-  for given, modes in (
-    (prompt, ('generate',)),
-    (compiles, ('plan',)),
-    (values['dry-run'].value and '--dry-run', ('train',)),
-    (values.launcher == 'ray' and '--launcher=ray', ('train',)),
-    (values.coordinator and f'--coordinator={values.coordinator}', TOGETHER),
-    (values.distributed and f'--distributed={values.distributed}', TOGETHER),
+  together = ' and '.join(f'--mode={mode}' for mode in TOGETHER)
+  for given, what, modes in (
+    (prompt, '--mode=generate', ('generate',)),
+    (compiles, '--mode=plan', ('plan',)),
+    (values['dry-run'].value and '--dry-run', 'a sweep', ('train',)),
+    (values.launcher == 'ray' and '--launcher=ray', 'a sweep', ('train',)),
+    (values.coordinator and '--coordinator', together, TOGETHER),
+    (values.distributed and '--distributed', together, TOGETHER),
   ):
     if given and values.mode not in modes:
       raise ValueError(
-        f'{given} is for --mode={" and --mode=".join(modes)}, but --mode='
-        f'{values.mode}; leave out one.'
+        f'{given} is for {what}, but --mode={values.mode}; leave out one, or '
+        f'add --mode={modes[0]}.'
       )
 
 
-def _check_ray(recipe, path):
+def _check_sweep(word, recipe, path):
   if not hasattr(recipe, 'get_hyper'):
     raise ValueError(
-      f'--launcher=ray is for a sweep, but --config={path!r} has no get_hyper; '
-      'leave it out.'
+      f'{word} is for a sweep, but --config={path!r} has no get_hyper; give '
+      f'a recipe that has, such as configs/scaling.py, or leave out {word}.'
     )
-  cluster.check_installed()
 
 
 def _processes(values, is_sweep) -> processes.Processes | None:
@@ -224,10 +222,9 @@ def _processes(values, is_sweep) -> processes.Processes | None:
     values.distributed,
     values.process_timeout,
   )
-  if asked is not None and (values.mode not in TOGETHER or is_sweep):
-    what = 'a sweep' if is_sweep else f'--mode={values.mode}'
+  if asked is not None and is_sweep:
     raise ValueError(
-      f'{what} is run by one process; leave out --coordinator and '
+      'a sweep is run by one process; leave out --coordinator and '
       '--distributed, which are for --mode=train and --mode=evaluate of one '
       'run.'
     )

@@ -82,7 +82,7 @@ WRONG_WORDS = {
   'unknown mode': ([TINY, '--mode=tain'], ['--mode=tain', 'train|evaluate']),
   'prompt in training': (
     [TINY, '--prompt=a'],
-    ["--prompt='a'", '--mode=train', 'is for --mode=generate'],
+    ["--prompt='a'", '--mode=train', 'add --mode=generate'],
   ),
   'generate without folder': (
     ['--mode=generate'],

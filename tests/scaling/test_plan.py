@@ -390,7 +390,7 @@ def test_a_dry_run_is_told_for_sweeps_only(command):
   found = command('--config=configs/tiny.py', '--dry-run')
   assert found.code == 2 and 'has no get_hyper' in found.err
   found = command('--mode=generate', '--workdir=x', '--dry-run')
-  assert found.code == 2 and '--dry-run is for --mode=train' in found.err
+  assert found.code == 2 and '--dry-run is for a sweep' in found.err
 
 
 def test_the_gate_compiles_for_the_topology_that_it_is_given(monkeypatch):
