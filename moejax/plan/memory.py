@@ -113,9 +113,11 @@ def _layer_weights(facts, sizes):
 
 def _logits(facts, sizes):
   loss, train = facts.config.loss, facts.config.train
-  rows = train.batch_size / train.accumulate
-  chunk = min(train.seq_len, max(1, loss.get('chunk_tokens', 4096) // rows))
-  own = chunk * rows / product(sizes, facts.axes_of('batch'))
+  # A chunk is of one device's tokens.
+  devices = product(sizes, facts.axes_of('batch'))
+  rows = train.batch_size / train.accumulate / devices
+  length = train.seq_len / product(sizes, facts.axes_of('time'))
+  own = rows * min(length, max(1, loss.get('chunk_tokens', 4096) // rows))
   vocab = facts.config.model.vocab
   cut = product(sizes, facts.axes_of('vocab'))
   # The gradient of the head is f32 and whole while the chunks add to it.

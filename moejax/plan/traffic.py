@@ -62,12 +62,12 @@ def _parameters(facts, sizes):
 def _embedding(facts, sizes):
   """Rows of a table that is cut along its width change places, both ways.
 
-  The gradient of the head is summed in f32 beside that of the embedding.
+  The gradient of the head is summed beside that of the embedding.
   """
   model = facts.config.model
   row = memory.tokens(facts, sizes) * model.width * facts.itemsize
   cut = product(sizes, set(facts.axes_of('embed')) & facts.token_axes())
-  head = model.vocab * model.width * 4
+  head = model.vocab * model.width * facts.itemsize
   head /= product(sizes, facts.axes_of('vocab'))
   summed = 2 * _share(product(sizes, facts.token_axes())) * head
   # Untied, the head is a parameter, and counted in the activations' dtype.
