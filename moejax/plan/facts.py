@@ -103,6 +103,10 @@ class Facts(NamedTuple):
     to = dict(rules).get(name) or ()
     return (to,) if isinstance(to, str) else tuple(to)
 
+  def under(self, path: str) -> list[Leaf]:
+    """The parameters under a path."""
+    return [p for p in self.params if f'{p.path}/'.startswith(f'{path}/')]
+
   def token_axes(self) -> set[str]:
     """Mesh axes over which tokens are cut outside of layers of experts."""
     return {*self.axes_of('batch'), *self.axes_of('time')}

@@ -89,7 +89,7 @@ def _tensor(facts, sizes):
   again = model.get('remat') is not None
   total = 0.0
   for path in facts.flops:
-    own = [p for p in facts.params if f'{p.path}/'.startswith(f'{path}/')]
+    own = facts.under(path)
     count = layers if path.startswith('layers/') else 1
     if any('expert' in p.axes for p in own):
       total += count * (2 + again) * _split_rows(facts, sizes, own) * row

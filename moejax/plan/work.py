@@ -25,7 +25,7 @@ def flops(facts: Facts, choice: Choice, rounds: int = 0) -> float:
   for path, forward in facts.flops.items():
     own = passes(facts, path) * forward * facts.tokens
     own /= _devices(facts, path, choice.sizes)
-    if rounds and any('expert' in p.axes for p in _under(facts, path)):
+    if rounds and any('expert' in p.axes for p in facts.under(path)):
       own *= _full(facts, choice, rounds)
     total += own
   return total
@@ -37,10 +37,6 @@ def _full(facts, choice, rounds):
   own = memory.own_choices(facts, choice, mixture)
   share = memory.rows(facts, choice, mixture) / own
   return (share or 1.0) * (1 if choice.exchange in ONCE else rounds)
-
-
-def _under(facts, path):
-  return [p for p in facts.params if f'{p.path}/'.startswith(f'{path}/')]
 
 
 def passes(facts: Facts, path: str) -> int:
@@ -55,7 +51,7 @@ def _devices(facts, path, sizes):
   tokens = facts.token_axes()
   if path == 'head':
     return product(sizes, tokens | set(facts.axes_of('vocab')))
-  own = _under(facts, path)
+  own = facts.under(path)
   if any('expert' in p.axes for p in own):
     group = tokens | set(facts.axes_of('expert', moe=True))
     if product(sizes, group) > 1:
