@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moejax.aot.report import GIB, Report
 from moejax.aot.topology import Machine
+from moejax.page import markdown_table
 from moejax.plan import traffic
 from moejax.plan.cost import ASSUMPTIONS, Cost
 from moejax.plan.meshes import Left
@@ -26,7 +27,7 @@ def ranked(costs: Sequence[Cost], own: Cost | None, shown: int = SHOWN) -> str:
   lines = [_row(i, cost, cost is own) for i, cost in rows]
   if own is not None and not any(cost is own for cost in costs):
     lines.append(_row('does not fit', own, True))
-  return table(head, lines)
+  return markdown_table(head, lines)
 
 
 def _row(place, cost, is_own):
@@ -57,7 +58,9 @@ def left_out(left: dict[str, Left], too_large: Sequence[Cost]) -> str:
         f'{too_large[0].limit / GIB:.2f} GiB (each exchange counted).',
       )
     )
-  return table(('left out', 'why, as of one of them'), rows) if rows else ''
+  return (
+    markdown_table(('left out', 'why, as of one of them'), rows) if rows else ''
+  )
 
 
 def compiled(pairs: Sequence[tuple[Cost, Report | str]]) -> str:
@@ -75,7 +78,7 @@ def compiled(pairs: Sequence[tuple[Cost, Report | str]]) -> str:
     for what, guess, true in compared(cost, report):
       ratio = f'{guess / true:.2f}' if true else ''
       lines.append((*names, what, f'{guess:.4g}', f'{true:.4g}', ratio))
-  return table(head, lines)
+  return markdown_table(head, lines)
 
 
 def compared(
@@ -99,9 +102,3 @@ def notes(machine: Machine) -> str:
   ):
     text += '; links between nodes are slower, which is not in the step'
   return text + '.'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-  """A markdown table."""
-  lines = [head, ['---'] * len(head), *rows]
-  return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from moejax.page import count, count_span, number, span
 from moejax.scaling import resample, trends
 from moejax.scaling.ahead import Ahead, Choice
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import count, count_span, number, span
 from moejax.scaling.trends import Trend
 
 VERBS = {1: 'rises', -1: 'falls'}

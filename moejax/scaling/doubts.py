@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from moejax.page import number, percent, span
 from moejax.scaling import resample
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import number, percent, span
 from moejax.scaling.summary import noise_text
 
 # A mean error of the loss below this is not worth a doubt.

@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moejax import page
 from moejax.scaling import (
   analysis,
   claims,
   doubts,
-  page,
   plots,
   record,
   sections,

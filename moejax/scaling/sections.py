@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from moejax import page
 from moejax.scaling import (
   analysis,
   claims,
   doubts,
-  page,
   summary,
   tables,
   tables_ahead,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from moejax.page import count, number, span
 from moejax.scaling import claims
 from moejax.scaling.analysis import Analysis
 from moejax.scaling.leverage import Leverage
-from moejax.scaling.page import count, number, span
 
 
 def findings(a: Analysis) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moejax.scaling import fit, page, resample, runs
+from moejax import page
+from moejax.page import count, count_span, number, percent, span
+from moejax.scaling import fit, resample, runs
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import count, count_span, number, percent, span
 
 SHOWN_VALUES = 6
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from moejax.scaling import claims, page
+from moejax import page
+from moejax.page import count, count_span, number, span
+from moejax.scaling import claims
 from moejax.scaling.analysis import Analysis
-from moejax.scaling.page import count, count_span, number, span
 
 
 def trend_table(a: Analysis) -> page.Table:

@@ -13,7 +13,7 @@ from matplotlib.ticker import (
   NullLocator,
 )
 
-from moejax.scaling import page
+from moejax import page
 
 # Up to so many decades, label these multiples of powers of ten.
 STEPS = (

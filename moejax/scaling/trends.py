@@ -8,7 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from moejax.scaling import page, resample
+from moejax import page
+from moejax.scaling import resample
 from moejax.scaling.leverage import Leverage
 
 COMPUTE = 'compute'

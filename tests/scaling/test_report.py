@@ -6,7 +6,8 @@ import re
 import matplotlib.image
 import pytest
 
-from moejax.scaling import page, report
+from moejax import page
+from moejax.scaling import report
 from moejax.scaling.plots import style
 
 SECTIONS = [

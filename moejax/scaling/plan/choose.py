@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from moejax.scaling.page import count, number
+from moejax.page import count, number
 from moejax.scaling.plan.count import Counted, Dropped
 from moejax.scaling.rates import ROLE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moejax.scaling.page import count
+from moejax.page import count
 from moejax.scaling.plan.count import Counted
 
 

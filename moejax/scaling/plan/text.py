@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from moejax import page
 from moejax.clock import duration
-from moejax.scaling import page
-from moejax.scaling.page import count, number, percent
+from moejax.page import count, number, percent
 from moejax.scaling.plan.choose import groups
 from moejax.scaling.plan.plan import Outcome, Row
 from moejax.scaling.rates import ROLE

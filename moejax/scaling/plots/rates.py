@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from moejax.scaling import page, ticks
+from moejax import page
+from moejax.scaling import ticks
 from moejax.scaling.analysis import Analysis
 from moejax.scaling.plots.style import styled
 

@@ -85,11 +85,12 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
       case Picture(path, caption):
         parts.append(f'![{caption}]({path})\n\n*{caption}*')
       case Table(header, rows):
-        parts.append(_markdown_table(header, rows))
+        parts.append(markdown_table(header, rows))
   return '\n\n'.join(parts) + '\n'
 
 
-def _markdown_table(header, rows) -> str:
+def markdown_table(header: Sequence, rows: Sequence[Sequence]) -> str:
+  """Cells as text in columns of one width; numbers align right."""
   right = numeric(rows, len(header))
   cells = [[_one_line(c).replace('|', '\\|') for c in r] for r in rows]
   titles = [_one_line(h) for h in header]
