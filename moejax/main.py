@@ -10,6 +10,7 @@ from typing import Any
 
 # jax is imported later, so that a wrong command line is told at once.
 from moejax import (
+  command_flags,
   command_line,
   config_io,
   fields,
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     command = command_line.parse(words)
     if command is None:
-      print(command_line.help_text())
+      print(command_flags.help_text())
       sys.exit(0)
     code = run(command)
   except ValueError as error:

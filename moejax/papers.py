@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from moejax import build, files
-from moejax.command_line import load_recipe
+from moejax.recipes import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIELDS = ('arxiv', 'mechanisms', 'status', 'title')
@@ -57,7 +57,7 @@ def page(root: pathlib.Path = ROOT) -> str:
 def row(path: pathlib.Path, root: pathlib.Path = ROOT) -> str:
   """The line of one recipe in the table."""
   where = path.relative_to(root).as_posix()
-  paper = getattr(load_recipe(str(path)), 'PAPER', None)
+  paper = getattr(load(str(path)), 'PAPER', None)
   check(paper, where)
   links = ', '.join(
     f'[{kind}]({source(kind, where)})' for kind in paper['mechanisms']

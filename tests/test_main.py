@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from moejax import command_line, config_io, main, metrics, train
+from moejax import command_flags, command_line, config_io, main, metrics, train
 
 TINY = '--config=configs/tiny.py:smoke'
 FFN = '--config.model.blocks.sparse.ffn'
@@ -422,7 +422,7 @@ def test_help_names_every_flag_and_ends_with_0(command):
   for word in ('--help', '-h'):
     code, out, err = command(word)
     assert (code, err) == (0, [])
-    for flag in command_line.FLAGS:
+    for flag in command_flags.FLAGS:
       assert f'--{flag}\n' in out
     assert out.count('python -m moejax.main') >= 3
     assert '--config.a.b=VALUE' in out

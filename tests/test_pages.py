@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from moejax import command_line, fields, mixers, papers, step, validate
+from moejax import command_line, fields, mixers, papers, recipes, step, validate
 from moejax.build import build, find
 from moejax.config_io import override
 from moejax.parts import Parts
@@ -53,7 +53,7 @@ def test_the_example_recipe_trains_with_its_router_and_mixer(
   contributed, tmp_path, one_device
 ):
   path = _write(tmp_path / 'cosine.py', contributed)
-  recipe = command_line.load_recipe(str(path))
+  recipe = recipes.load(str(path))
   papers.check(recipe.PAPER, 'example')
   config = recipe.get_config('smoke')
   config.mesh = dict(data=1, expert=1)
@@ -114,7 +114,7 @@ def test_the_readme_recipe_reads_text_and_sweeps_as_written(
   quiet = tokenizers.trainers.BpeTrainer(show_progress=False)
   tokenizer.train_from_iterator(['some words of a note def f(): pass'], quiet)
   tokenizer.save('text/tokenizer.json')
-  recipe = command_line.load_recipe(str(_write(tmp_path / 'mine.py', text)))
+  recipe = recipes.load(str(_write(tmp_path / 'mine.py', text)))
 
   config = recipe.get_config()
   cells = hyper.cells(recipe.get_hyper(hyper))

@@ -12,7 +12,7 @@ import jax
 
 from configs import common
 from moejax.build import build
-from moejax.command_line import load_recipe
+from moejax.recipes import load
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / 'configs'
@@ -47,7 +47,7 @@ def recipes():
   papers = sorted(CONFIGS.glob('papers/mixers/*.py'))
   for path in [CONFIGS / 'dense.py', CONFIGS / 'hybrid.py', *papers]:
     if path.exists() and path.stem != '__init__':
-      model = load_recipe(str(path)).get_config().model
+      model = load(str(path)).get_config().model
       model.dtype = DTYPE
       yield path.relative_to(CONFIGS).as_posix(), model
 

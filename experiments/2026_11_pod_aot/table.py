@@ -6,9 +6,8 @@ python table.py configs/pods/mixtral_8x22b.py v5p:2x4x4; `header` for the first.
 import dataclasses
 import sys
 
-from moejax import aot
+from moejax import aot, recipes
 from moejax.aot.collectives import KINDS
-from moejax.command_line import load_recipe
 
 MEMORY = [field.name for field in dataclasses.fields(aot.Memory)]
 
@@ -22,7 +21,7 @@ def main(path, topology=None):
     work = ['flops', 'model_flops', 'main_memory_gib', *kinds, *times]
     print('recipe', 'topology', 'mesh', 'fits', *costs, *work, sep=',')
     return
-  report = aot.check(load_recipe(path).get_config(), topology)
+  report = aot.check(recipes.load(path).get_config(), topology)
   print(report.text(), file=sys.stderr)
   mesh = ' '.join(f'{name}={size}' for name, size in report.mesh.items())
   row = [path, topology, mesh, report.fits, round(report.compile_seconds)]

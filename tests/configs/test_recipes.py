@@ -7,9 +7,8 @@ import pathlib
 
 import pytest
 
-from moejax import accounting, papers, train
+from moejax import accounting, papers, recipes, train
 from moejax.build import build
-from moejax.command_line import load_recipe
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -47,7 +46,7 @@ def test_a_recipe_has_at_most_100_lines(path):
 
 
 def test_the_parameters_of_a_recipe_are_those_of_its_golden_listing(path):
-  model = build(load_recipe(str(path)).get_config().model, 'config.model')
+  model = build(recipes.load(str(path)).get_config().model, 'config.model')
   rows = accounting.parameter_rows(model)
   lines = [
     f'{row.path}  {",".join(map(str, row.logical_axes))}  '
@@ -82,7 +81,7 @@ def slow_if_of_a_paper(path):
 
 @pytest.mark.parametrize('path', list(map(slow_if_of_a_paper, RECIPES)))
 def test_the_smoke_form_takes_two_steps(path, text, tmp_path, one_device):
-  config = load_recipe(str(path)).get_config('smoke')
+  config = recipes.load(str(path)).get_config('smoke')
   assert config.train.steps == 2
   if 'stdlib' in config.data.sources:
     config.data = text  # the standard library takes longer to read
@@ -98,7 +97,7 @@ def test_the_smoke_form_takes_two_steps(path, text, tmp_path, one_device):
 
 
 def test_a_paper_names_what_exists(path):
-  paper = getattr(load_recipe(str(path)), 'PAPER', None)
+  paper = getattr(recipes.load(str(path)), 'PAPER', None)
   if paper is None:
     assert 'papers' not in path.parts
     return

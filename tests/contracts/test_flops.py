@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from moejax import dispatch, experts, mixers, moe, routers, rows
+from moejax import dispatch, experts, mixers, moe, recipes, routers, rows
 from moejax.build import build
-from moejax.command_line import load_recipe
 from moejax.mixers import (
   Attention,
   AttentionExperts,
@@ -262,7 +261,7 @@ def _marked(path):
 
 @pytest.mark.parametrize('path', list(map(_marked, RECIPES)))
 def test_claims_of_recipes_are_their_products(path):
-  config = load_recipe(str(path)).get_config()
+  config = recipes.load(str(path)).get_config()
   model = build(config.model, 'config.model')
   batch, length = 2, min(config.train.seq_len, 256)
   got = product_flops(forward(model, batch, length)) / (batch * length)
