@@ -82,6 +82,7 @@ def test_prompts_of_different_lengths_equal_each_alone(trained, together):
   np.testing.assert_array_equal(alone[0], together[0][2])
 
 
+@pytest.mark.slow
 def test_prompts_that_do_not_divide_the_devices_are_decoded_on_all(
   trained, together
 ):

@@ -109,7 +109,9 @@ def test_a_scan_equals_the_same_layers_one_after_another(small, batch, scanned):
   close(unrolled(grads), grads2, atol=1e-6)
 
 
-@pytest.mark.parametrize('remat', ['full', 'dots'])
+@pytest.mark.parametrize(
+  'remat', ['full', pytest.param('dots', marks=pytest.mark.slow)]
+)
 def test_rematerialisation_changes_no_gradient(small, batch, scanned, remat):
   _, variables, ((value, _), grads) = scanned
   model = two_blocks(small, repeats=2, remat=remat)

@@ -192,6 +192,7 @@ def test_the_comparison_sees_what_a_checkpoint_loses(
   assert different(leaves(config, straight[0]), leaves(config, tmp_path))
 
 
+@pytest.mark.slow
 def test_another_mesh_goes_on_within_rounding(
   config, straight, cut, device, tmp_path
 ):

@@ -35,7 +35,13 @@ def alone(small):
     return train(small, 1, 1)
 
 
-@pytest.fixture(scope='module', params=MESHES.values(), ids=MESHES)
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(mesh, id=name, marks=[pytest.mark.slow] * (name != '2x4'))
+    for name, mesh in MESHES.items()
+  ],
+)
 def spread(request, small):
   return request.param, train(small, *request.param)
 

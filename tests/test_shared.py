@@ -71,7 +71,9 @@ def by_hand(params):
   return own
 
 
-@pytest.fixture(scope='module', params=[None, 'full'])
+@pytest.fixture(
+  scope='module', params=[None, pytest.param('full', marks=pytest.mark.slow)]
+)
 def pair(request, small):
   """((value, gradients) shared, the same with a kernel of each layer)."""
   ctx = small.context(small.rows(0, padding=(2, 0)))

@@ -46,7 +46,10 @@ def test_the_library_for_tpus_equals_the_mask(window):
     assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  'dtype',
+  [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)],
+)
 def test_on_cpu_it_is_the_masked_one_to_the_last_bit(dtype):
   args, positions, segments, dy = _drawn(t=20, dtype=dtype)
   mask = masked.causal_mask(positions, segments, 7)

@@ -42,18 +42,16 @@ def _row(tree, i):
   return jax.tree.map(lambda x: x[i], tree)
 
 
-def _bf16_is_slow(delta, decay):
-  few = (delta, decay) in ((True, 'channel'), (False, 'head'))
-  return () if few else pytest.mark.slow
+def _case(delta, decay, dtype):
+  # The forms that share the least are in the default run.
+  few = {(True, 'channel'): (jnp.float32,), (False, 'head'): list(TOLERANCE)}
+  slow = dtype not in few.get((delta, decay), ())
+  return pytest.param(delta, decay, dtype, marks=[pytest.mark.slow] * slow)
 
 
 @pytest.mark.parametrize(
   ['delta', 'decay', 'dtype'],
-  [(*form, jnp.float32) for form in FORMS]
-  + [
-    pytest.param(*form, jnp.bfloat16, marks=_bf16_is_slow(*form))
-    for form in FORMS
-  ],
+  [_case(*form, dtype) for dtype in TOLERANCE for form in FORMS],
 )
 def test_results_and_gradients_are_right_for_inputs_of_every_kind(
   delta, decay, dtype

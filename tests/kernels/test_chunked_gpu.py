@@ -73,14 +73,18 @@ def _check(dtype, kind, starts=False, **sizes):
   assert max(found.values()) < TOLERANCE[dtype], (kind, found)
 
 
-@pytest.mark.parametrize('decay', ['channel', 'head'])
+@pytest.mark.parametrize(
+  'decay', ['channel', pytest.param('head', marks=pytest.mark.slow)]
+)
 def test_the_delta_rule_and_its_gradients_are_the_recurrence(decay):
   for kind in KINDS:
     _check(jnp.float32, kind, decay=decay, **SMALL)
   _check(jnp.float32, 'random', starts=True, decay=decay, **SMALL)
 
 
-@pytest.mark.parametrize('decay', ['channel', 'head'])
+@pytest.mark.parametrize(
+  'decay', ['channel', pytest.param('head', marks=pytest.mark.slow)]
+)
 def test_bf16_keeps_its_digits_where_keys_are_alike(decay):
   for kind in KINDS:
     _check(jnp.bfloat16, kind, decay=decay, **SMALL_BF16)

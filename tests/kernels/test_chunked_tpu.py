@@ -85,7 +85,7 @@ SMALL = dict(T=37, H=1, G=2, K=20, V=12)
   'delta, decay, dtype',
   [
     (True, 'channel', jnp.float32),
-    (True, 'channel', jnp.bfloat16),
+    pytest.param(True, 'channel', jnp.bfloat16, marks=pytest.mark.slow),
     pytest.param(True, 'head', jnp.float32, marks=pytest.mark.slow),
     (True, None, jnp.float32),
     pytest.param(False, 'channel', jnp.float32, marks=pytest.mark.slow),

@@ -71,7 +71,10 @@ def test_outputs_and_gradients_equal_every_expert(name, implementation):
   assert_close(got, want, 1e-5)
 
 
-@pytest.mark.parametrize('activation', [jax.nn.gelu, relu_squared])
+@pytest.mark.parametrize(
+  'activation',
+  [jax.nn.gelu, pytest.param(relu_squared, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_ungated_equals_every_expert(implementation, activation):
   args, ids, dy = layer_inputs(SHAPES['smoke'], gated=False)
@@ -80,7 +83,9 @@ def test_ungated_equals_every_expert(implementation, activation):
   assert_close(got, want, 1e-5)
 
 
-@pytest.mark.parametrize('implementation', [None, 'rows'])
+@pytest.mark.parametrize(
+  'implementation', [None, pytest.param('rows', marks=pytest.mark.slow)]
+)
 def test_bf16_is_close_to_every_expert(implementation):
   args, ids, dy = layer_inputs(SHAPES['odd'], jnp.bfloat16)
   got = _results(args, ids, dy, jax.nn.silu, implementation)

@@ -69,7 +69,10 @@ def test_outputs_and_gradients_equal_every_expert(name):
   _check(SHAPES[name], jnp.float32, jax.nn.silu)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  'dtype',
+  [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)],
+)
 def test_widths_that_no_tile_divides_equal_every_expert(dtype):
   got = _check((50, 100, 600, 3, 2), dtype, jax.nn.silu, wide=True)
   assert [a.dtype for a in got] == [dtype] * 5 + [jnp.float32]

@@ -89,7 +89,8 @@ def routed(small, tile, padding=(0,), length=32, seed=0, scale=1.0):
   [
     (8, (0,), 32),  # divides N * K
     (1, (0,), 8),
-    (16, (0,), 25),  # does not: 150 pairs
+    # does not: 150 pairs
+    pytest.param(16, (0,), 25, marks=pytest.mark.slow),
     (8, (5, 0), 32),  # nor with padding
     (20, (0,), 10),  # a tile is all tokens
     (20, (3, 0), 10),  # more than the real tokens: left alone
