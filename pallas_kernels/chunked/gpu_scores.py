@@ -78,22 +78,22 @@ def scores(sizes: Sizes, q, k, log, beta, interpret):
 
 def _decayed_scores(sizes, q, k, log, sums):
   """Adds some channels' part of q k^T D and k k^T D, for later rows."""
+  parts = sizes.fine_parts
 
   def add(level, sums):
     decay = decays.to_seam(log, level, sizes.decay_parts)
-    k_seam = split(k * decay, sizes.fine_parts)
+    k_seam = split(k * decay, parts)
     lefts = [q * decay, k_seam][: len(sums)]
-    counts = sizes.parts, sizes.fine_parts
     return tuple(
-      s + jnp.where(pairs(level), dot(left, k_seam, (1, 1), count), 0.0)
-      for s, left, count in zip(sums, lefts, counts, strict=False)
+      s + jnp.where(pairs(level), dot(left, k_seam, (1, 1), parts), 0.0)
+      for s, left in zip(sums, lefts, strict=True)
     )
 
-  # A loop, or what all levels need would be kept in registers at once.
-  a, *rest = lax.fori_loop(0, LEVELS, add, sums)
   row, column = square()
   own = (q.astype(jnp.float32) * k).sum(1)[:, None]
-  return a + jnp.where(row == column, own, 0.0), *rest
+  a = sums[0] + jnp.where(row == column, own, 0.0)
+  # A loop, or what all levels need would be kept in registers at once.
+  return lax.fori_loop(0, LEVELS, add, (a, *sums[1:]))
 
 
 def ladder(lower_CC, parts: int):

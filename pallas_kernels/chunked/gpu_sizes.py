@@ -79,6 +79,16 @@ class Sizes:
     return jnp.dtype(jnp.float32) if self.delta else self.dtype
 
   @property
+  def state_dtype(self):
+    """Of the states between chunks and of their gradients.
+
+    The gradient of one decay for each head is a sum over all of both, to which
+    they bring the digits that they were rounded to.
+    """
+    exact = self.delta or self.decay == 'head'
+    return jnp.dtype(jnp.float32) if exact else self.dtype
+
+  @property
   def decay_parts(self) -> int:
     """The same for log decays."""
     return 3 if self.exact else 2

@@ -133,7 +133,7 @@ def forward(sizes: Sizes, keys, x, v, beta, state, interpret):
     columns.store(refs.last, state)
 
   outs = dict(
-    states=(sizes.borders, sizes.fine_dtype),
+    states=(sizes.borders, sizes.state_dtype),
     last=(state.shape, jnp.float32),
     new=sizes.fine(sizes.v) if sizes.delta else None,
   )
@@ -189,7 +189,7 @@ def backward(sizes: Sizes, keys, q, x, beta, d_y, d_new, d_last, interpret):
     columns.store(refs.d_first, d_state)
 
   outs = dict(
-    d_states=(sizes.borders, sizes.fine_dtype),
+    d_states=(sizes.borders, sizes.state_dtype),
     d_r=(d_y.shape, sizes.fine_dtype),
     d_first=(d_last.shape, jnp.float32),
   )
