@@ -30,7 +30,7 @@ def model(k, keys):
 
 
 def get_config(arg=None):
-  arg = common.parse_arg(arg, smoke=False)
+  arg = _args(arg)
   config = common.base()
   config.model = model(8, 32)
   config.optim = common.adamw(4e-3, warmup_steps=50)
@@ -45,8 +45,13 @@ def get_config(arg=None):
 
 
 def get_hyper(hyper, arg=None):
-  del hyper, arg
-  return [_cell(seed, *cell) for seed in range(3) for cell in HIDDEN]
+  del hyper
+  seeds = range(_args(arg).seeds)
+  return [_cell(seed, *cell) for seed in seeds for cell in HIDDEN]
+
+
+def _args(arg):
+  return common.parse_arg(arg, seeds=3, smoke=False)
 
 
 def _cell(seed, k, keys):

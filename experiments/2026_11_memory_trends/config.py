@@ -21,7 +21,7 @@ VARIANTS = ('moe', 'v2', 'v1', 'neurons')
 SIZES = {
   # steps, rows and tokens of a step, vocabulary
   'text': (400, 16, 128, 257),
-  'rounds': (800, 32, 60, 28),
+  'rounds': (600, 16, 60, 28),
 }
 DATA = {
   'text': common.node(
@@ -115,11 +115,11 @@ def get_hyper(hyper, arg=None):
   arg = _args(arg)
   task = 'rounds' if arg.rounds else 'text'
   variants = (arg.only,) if arg.only else VARIANTS
-  return [_cell(task, v, s) for s in range(3) for v in variants]
+  return [_cell(task, v, s) for s in range(arg.seeds) for v in variants]
 
 
 def _args(arg):
-  return common.parse_arg(arg, rounds=False, only='', smoke=False)
+  return common.parse_arg(arg, rounds=False, only='', seeds=3, smoke=False)
 
 
 def _cell(task, variant, seed):

@@ -61,7 +61,7 @@ def bytes_read():
   print(f'| variant | {" | ".join(f"batch {b}" for b in BATCHES)} |')
   print('|---' * (1 + len(BATCHES)) + '|')
   for variant in config.HIDDEN:
-    model = build(config.model(variant, 257)[0], 'model')
+    model = build(config.model(variant, 'text')[0], 'model')
     rows = accounting.parameter_rows(model)
     cells = []
     for batch in BATCHES:
