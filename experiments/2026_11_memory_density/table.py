@@ -4,6 +4,7 @@ python experiments/2026_11_memory_density/table.py
 """
 
 import csv
+import itertools
 import pathlib
 import statistics
 
@@ -54,40 +55,51 @@ def table(cells):
   print()
 
 
-def effect(cells, name, weights):
-  """A contrast of the cells, within seeds, and its 95 % interval of t."""
-  seeds = set.intersection(*(set(cells[key]) for key in weights))
-  values = [
-    sum(w * float(cells[key][seed]['loss']) for key, w in weights.items())
-    for seed in sorted(seeds)
-  ]
-  n = len(values)
-  mean = statistics.fmean(values)
-  half = stats.t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5
-  print(
-    f'| {name} | {mean:+.4f} | [{mean - half:+.4f}, {mean + half:+.4f}] | '
-    f'{" ".join(f"{v:+.4f}" for v in values)} |'
-  )
-
-
 def effects(cells):
-  print('| effect on the loss | mean | 95 % interval | each seed |')
-  print('|---' * 4 + '|')
-  for a, b in ((2, 8), (8, 32)):
-    weights = {(b, s): 0.5 for s in SLOTS} | {(a, s): -0.5 for s in SLOTS}
-    effect(cells, f'{a} to {b} rows, mean of both tables', weights)
+  """Contrasts of cell means with 95 % intervals of Student's t.
+
+  What is left after the means of cells and of seeds has one variance in all
+  cells; it is estimated from all of them.
+  """
+  keys = sorted(cells)
+  seeds = sorted(set.intersection(*(set(rows) for rows in cells.values())))
+  losses = np.array(
+    [[float(cells[k][seed]['loss']) for seed in seeds] for k in keys]
+  )
+  means = losses.mean(1)
+  left = losses - means[:, None] - losses.mean(0) + losses.mean()
+  freedom = (len(keys) - 1) * (len(seeds) - 1)
+  deviation = (np.square(left).sum() / freedom) ** 0.5
+  print(f'seeds {seeds}, deviation {deviation:.4f}, {freedom} degrees\n')
+  print('| effect on the loss | mean | 95 % interval |')
+  print('|---' * 3 + '|')
+  for name, weights in contrasts():
+    w = np.array([weights.get(key, 0) for key in keys])
+    mean = w @ means
+    error = deviation * (np.square(w).sum() / len(seeds)) ** 0.5
+    half = stats.t.ppf(0.975, freedom) * error
+    print(
+      f'| {name} | {mean:+.4f} | [{mean - half:+.4f}, {mean + half:+.4f}] |'
+    )
+
+
+def contrasts():
+  """(name, {(rows read, slots): weight})"""
   few, many = SLOTS
+  for a, b in itertools.pairwise(READ):
+    name = f'{a} to {b} rows, mean of both tables'
+    yield name, {(k, s): w for s in SLOTS for k, w in ((a, -0.5), (b, 0.5))}
   for k in READ:
-    name = f'{few:,} to {many:,} slots, {k} rows'
-    effect(cells, name, {(k, many): 1, (k, few): -1})
-  third = 1 / len(READ)
-  slots = {(k, many): third for k in READ} | {(k, few): -third for k in READ}
-  effect(cells, f'{few:,} to {many:,} slots, mean over rows', slots)
-  # A factor of four in rows, on average: half of a factor of sixteen.
-  rows = {(32, s): 0.25 for s in SLOTS} | {(2, s): -0.25 for s in SLOTS}
-  effect(cells, 'four times the rows, mean over the grid', rows)
-  both = {k: rows.get(k, 0) - slots.get(k, 0) for k in rows | slots}
-  effect(cells, 'that less four times the slots', both)
+    name = f'{few:,} to {many:,} slots at {k} rows'
+    yield name, {(k, many): 1, (k, few): -1}
+  share = 1 / len(READ)
+  slots = {(k, s): w for k in READ for s, w in ((few, -share), (many, share))}
+  yield 'four times the slots, mean over rows', slots
+  # From 2 to 32 is a factor of four, twice.
+  rows = {(k, s): w for s in SLOTS for k, w in ((2, -0.25), (32, 0.25))}
+  yield 'four times the rows, mean over the grid', rows
+  both = {key: rows.get(key, 0) - w for key, w in slots.items()}
+  yield 'the latter less the former', both
 
 
 def picture(cells, path):
