@@ -6,6 +6,7 @@ python experiments/2026_11_memory_trends/table.py
 import collections
 import csv
 import importlib.util
+import itertools
 import math
 import pathlib
 import statistics
@@ -18,7 +19,7 @@ from moejax.build import build
 HERE = pathlib.Path(__file__).resolve().parent
 BATCHES = (1, 16, 64, 1024)
 FILES = {
-  'text': ('results.csv',),
+  'text': ('results.csv', 'results_ring.csv'),
   'rounds': ('results_rounds.csv',),
   'rounds, attention everywhere': ('results_rounds_everywhere.csv',),
 }
@@ -41,6 +42,16 @@ def values(rows, column):
   return {s: float(r[column]) for s, r in sorted(rows.items()) if r.get(column)}
 
 
+def measured(by_variant):
+  """What was measured: {name: column}."""
+  rows = [row for rows in by_variant.values() for row in rows.values()]
+  return {
+    name: column
+    for name, column in MEASURED.items()
+    if any(row.get(column) for row in rows)
+  }
+
+
 def summary(found):
   """Mean ± standard error (standard deviation)."""
   if len(found) < 2:
@@ -52,14 +63,15 @@ def summary(found):
 
 def runs(task, by_variant):
   head = ['task', 'variant', 'total', 'active', 'FLOPs per token', 'seeds']
-  for name in MEASURED:
+  columns = measured(by_variant)
+  for name in columns:
     head += [name, f'{name} of each seed']
   print_row([*head, 'seconds'], rule=True)
   for variant, rows in by_variant.items():
     first = next(iter(rows.values()))
     cells = [task, variant, first['params_total'], first['params_active']]
     cells += [f'{float(first["flops_per_token"]):.3e}', str(len(rows))]
-    for column in MEASURED.values():
+    for column in columns.values():
       found = values(rows, column).values()
       cells += [summary(found), ' '.join(f'{value:.4f}' for value in found)]
     seconds = values(rows, 'seconds').values()
@@ -69,44 +81,51 @@ def runs(task, by_variant):
 
 def differences(task, by_variant, pairs):
   """Differences within seeds, with 95 % intervals of Student's t."""
-  print_row(['task', 'less', *MEASURED], rule=True)
+  columns = measured(by_variant)
+  print_row(['task', 'difference', *columns], rule=True)
   for variant, other in pairs:
     cells = [task, f'{variant} - {other}']
-    for column in MEASURED.values():
+    for column in columns.values():
       mine, theirs = (
         values(by_variant[name], column) for name in (variant, other)
       )
       seeds = sorted(mine.keys() & theirs.keys())
       cells.append(interval([mine[seed] - theirs[seed] for seed in seeds]))
-    print_row(cells)
+    if any(cells[2:]):
+      print_row(cells)
   print()
 
 
 def interval(found):
   n = len(found)
   if n < 2:
-    return ''
+    return ' '.join(f'{value:+.4f}' for value in found)
   mean = statistics.fmean(found)
   half = stats.t.ppf(0.975, n - 1) * statistics.stdev(found) / math.sqrt(n)
   return f'{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]'
 
 
 def guessing(config):
-  """What knowing the told values, but not whose they are, is worth."""
+  """What answers are worth that know the told values, or what follows a key."""
   data = build(config.DATA['rounds'], 'data')
   source = data.sources['rounds']
-  right, loss, count = 0.0, 0.0, 0
+  right, loss, follows, count = 0.0, 0.0, 0.0, 0
   documents = source.documents('validation')
   for i in range(len(documents)):
     for document in documents[i]:
-      told = document.text.decode()[1 : 2 * source.rounds : 2]
-      shares = [n / len(told) for n in collections.Counter(told).values()]
+      text = document.text.decode()
+      told, asked, answer = text[: 2 * source.rounds], text[-3], text[-1]
+      values = collections.Counter(told[1::2])
+      shares = [n / source.rounds for n in values.values()]
       right += max(shares)
       loss -= sum(p * math.log(p) for p in shares)
+      after = [b for a, b in itertools.pairwise(told) if a == asked]
+      follows += after.count(answer) / len(after)
       count += 1
   # The end of an answer is scored too, and costs nothing.
   print(f'guessing among what was told: loss {loss / count / 2:.4f}, ', end='')
-  print(f'right {right / count:.4f}, of {count} documents\n')
+  print(f'right {right / count:.4f}; any letter that follows the one asked ')
+  print(f'for, be that key or value: {follows / count:.4f}\n')
 
 
 def bytes_read(config):
