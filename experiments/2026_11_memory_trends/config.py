@@ -5,7 +5,9 @@
 4 layers of width 64. `moe` has 2 of 8 experts, `v2` a memory in every block
 (2508.18756), `v1` two of a fourfold table with skip pairs (2411.12364),
 `neurons` single-neuron experts in place of one feed-forward (2407.04153). Text
-is the standard library's; `rounds` tells facts in rounds and asks for one.
+is the standard library's; `rounds` tells facts in rounds and asks for one, and
+there every other layer attends to two tokens alone. `only=ring` is `v2` with
+tables that all layers share.
 """
 
 from configs import common
@@ -14,11 +16,12 @@ from configs.papers.memory import ring, skip_pairs
 WIDTH, LAYERS = 64, 4
 LETTERS = common.node('data.Characters', alphabet='abcdefghijklmnopqrstuvwxyz=')
 # Hidden widths are those at which training FLOPs are equal.
-HIDDEN = {'moe': 64, 'v2': 73, 'v1': 87, 'neurons': 135}
+HIDDEN = {'moe': 64, 'v2': 73, 'v1': 87, 'neurons': 135, 'ring': 56}
+VARIANTS = ('moe', 'v2', 'v1', 'neurons')
 SIZES = {
   # steps, rows and tokens of a step, vocabulary
   'text': (400, 16, 128, 257),
-  'rounds': (400, 32, 44, 28),
+  'rounds': (600, 16, 60, 28),
 }
 DATA = {
   'text': common.node(
@@ -26,44 +29,54 @@ DATA = {
   ),
   'rounds': common.node(
     'data.Text',
-    sources={'rounds': common.node('data.Rounds', count=100_000, rounds=4)},
+    sources={'rounds': common.node('data.Rounds', count=100_000, rounds=8)},
     tokenizer=LETTERS,
     prompt_end='=',
   ),
 }
 
 
-def model(variant, vocab):
+def model(variant, task):
   """(model, groups of parameters, weights of balance terms)."""
-  config, mixer = common.base(), common.attention(4, 2)
+  # Told facts are looked up by what stands before them: a layer that sees two
+  # tokens has it at once, and how feed-forwards compare shows sooner.
+  near = {'window': 2} if task == 'rounds' else {}
+  mixers = common.attention(4, 2, **near), common.attention(4, 2)
   hidden = HIDDEN[variant]
 
-  def uniform(*ffns):
+  def layers(*ffns, **fields):
+    if near and len(ffns) == 1:
+      ffns *= 2
     names = tuple(f'block_{i}' for i in range(len(ffns)))
     blocks = {
-      n: common.block(mixer, f) for n, f in zip(names, ffns, strict=True)
+      n: common.block(mixers[i % 2], f)
+      for i, (n, f) in enumerate(zip(names, ffns, strict=True))
     }
     return common.node(
       'model.Model',
-      vocab=vocab,
+      vocab=SIZES[task][3],
       width=WIDTH,
       blocks=blocks,
       pattern=names,
       repeats=LAYERS // len(ffns),
+      **fields,
     )
 
   if variant == 'moe':
     ffn = common.moe(8, 2, hidden)
-    return uniform(ffn), (), {'load': 0.01, 'z': 0.001}
-  if variant == 'v2':
-    node, _ = ring.memory(48, 16, 32, 16, LAYERS, 1, std=0.2)
+    return layers(ffn), (), {'load': 0.01, 'z': 0.001}
+  if variant in ('v2', 'ring'):
+    windows = LAYERS if variant == 'ring' else 1
+    node, shared = ring.memory(48, 16, 32, 16, LAYERS, windows, std=0.2)
     scale = {'lr_scale': 4.0, 'lr_scale_end': 1.0}
     groups = (('values/rows$', scale),)
-    return uniform(common.beside(node, hidden)), groups, {}
+    return layers(common.beside(node, hidden), shared=shared), groups, {}
   if variant == 'v1':
     node = skip_pairs.memory(136, 16, 16, 32)
-    config.model = uniform(common.dense(hidden))
-    skip_pairs.pair(config, mixer, common.dense(hidden), node, repeats=2)
+    config = common.base()
+    config.model = layers(common.dense(hidden))
+    skip_pairs.pair(config, mixers[1], common.dense(hidden), node, repeats=2)
+    config.model.blocks.reads.mixer = mixers[0]
     scale = {'lr_scale': 10.0, 'lr_scale_end': 1.0}
     return config.model, (('values/rows$', scale),), {}
   table = common.table(48**2)
@@ -78,17 +91,17 @@ def model(variant, vocab):
   )
   ffns = [common.dense(hidden)] * LAYERS
   ffns[2] = node
-  return uniform(*ffns), (), {}
+  return layers(*ffns), (), {}
 
 
 def get_config(arg=None):
-  arg = common.parse_arg(arg, rounds=False, smoke=False)
+  arg = _args(arg)
   task = 'rounds' if arg.rounds else 'text'
-  steps, rows, tokens, vocab = SIZES[task]
+  steps, rows, tokens, _ = SIZES[task]
   config = common.base()
   config.data = DATA[task]
   config.optim = common.adamw(4e-3, warmup_steps=50)
-  config.model, config.optim.groups, _ = model('v2', vocab)
+  config.model, config.optim.groups, _ = model('v2', task)
   config.train.steps = steps
   config.train.batch_size, config.train.seq_len = rows, tokens
   config.evaluate.batches = 128 if task == 'text' else None
@@ -99,13 +112,18 @@ def get_config(arg=None):
 
 def get_hyper(hyper, arg=None):
   del hyper
-  arg = common.parse_arg(arg, rounds=False, smoke=False)
+  arg = _args(arg)
   task = 'rounds' if arg.rounds else 'text'
-  return [_cell(task, v, s) for s in range(3) for v in HIDDEN]
+  variants = (arg.only,) if arg.only else VARIANTS
+  return [_cell(task, v, s) for s in range(arg.seeds) for v in variants]
+
+
+def _args(arg):
+  return common.parse_arg(arg, rounds=False, only='', seeds=3, smoke=False)
 
 
 def _cell(task, variant, seed):
-  built, groups, losses = model(variant, SIZES[task][3])
+  built, groups, losses = model(variant, task)
   return {
     'name': f'{task}-{variant}-{seed}',
     'seed': seed,

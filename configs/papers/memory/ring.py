@@ -10,9 +10,13 @@ Claim:    as good as a mixture of experts of equal compute and parameters, for
 Command:  python -m moejax.main --config=configs/papers/memory/ring.py
           and the same with :ring=4; configs/moe.py.
 Expect:   a lower validation loss with :ring=4, and no higher than moe.py's.
-Measured: at width 64 level with a mixture of 2 of 8 experts, three seeds, 2.5
-          times fewer bytes at a batch of 16; :ring not run:
-          experiments/2026_11_memory_trends.
+Measured: at width 64 and three seeds not told apart from a mixture of 2 of 8
+          experts (loss 0.010 [-0.036, 0.056] higher), 2.5 times fewer bytes
+          at a batch of 16; not reproduced: more right answers to what was
+          told in rounds, and a lower loss with :ring=4 (0.002 [-0.007, 0.010]
+          higher): experiments/2026_11_memory_trends. Four times the rows read
+          lower the loss, four times the slots do not, two seeds:
+          experiments/2026_11_memory_density.
 Differs:  4 layers of width 192 on bytes (:published has the 227M/1.2B shape);
           other differences are listed at `memory.Tucker`. A window needs more
           keys, for which the feed-forward is not made narrower. Matrices start

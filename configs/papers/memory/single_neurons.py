@@ -6,7 +6,8 @@ Command:  python -m moejax.main --config=configs/papers/memory/single_neurons.py
 Expect:   a lower validation loss than configs/papers/memory/product_keys.py
           and configs/dense.py.
 Measured: at width 64 0.023 ± 0.005 above a mixture of 2 of 8 experts, three
-          seeds: experiments/2026_11_memory_trends.
+          seeds, and level with it when asked for what was told in rounds:
+          experiments/2026_11_memory_trends.
 Differs:  a byte model of 4 layers of width 192; 128^2 experts in place of
           1024^2, 8 heads of 16, in the third layer; queries and keys are
           RMS-normalised in place of a batch norm.

@@ -9,7 +9,8 @@ Claim:    as good as a mixture of experts with as many parameters and as much
 Command:  python -m moejax.main --config=configs/papers/memory/skip_pairs.py
 Expect:   a validation loss below configs/dense.py's, above that of
           configs/papers/memory/ring.py.
-Measured: at width 64 level with a mixture and with ring.py's, three seeds:
+Measured: at width 64 level with a mixture and with ring.py's, on text and when
+          asked for what was told in rounds, three seeds:
           experiments/2026_11_memory_trends.
 Differs:  4 layers of width 192 on bytes, pairs 0:1 and 2:3 (:published has 20
           layers and the pairs 2:5, 6:9, 10:13 and 14:17 of the released
