@@ -21,6 +21,10 @@ KINDS = {
   'reduce': ('all-reduce', 'reduce-scatter'),
   'exchange': ('all-to-all', 'ragged-all-to-all', 'collective-permute'),
 }
+# Rows that change devices at each layer of experts where time is cut: those
+# flatten rows and tokens, which the compiler cuts otherwise. So do programs
+# compiled for v5e, with recomputation.
+_FLATTENED = 15
 _GATHERS = 2  # of a parameter: in the forward pass and in the backward pass
 
 
@@ -118,15 +122,23 @@ def _split_rows(facts, sizes, experts):
 
 
 def _context(facts, sizes):
-  """Keys and values of a sequence, forward, again and their gradients."""
+  """Keys and values of a sequence, forward, again and their gradients.
+
+  And rows on their way to the order in which experts see tokens, and back.
+  """
   n = product(sizes, facts.axes_of('time'))
   heads = product(sizes, facts.axes_of('heads'))
   whole = facts.cache * memory.tokens(facts, sizes) * n / heads
   whole *= stages.of(facts, sizes).work
   again = facts.config.model.get('remat') is not None
+  width = facts.config.model.width * facts.itemsize
+  layers = sum(m.layers for m in facts.mixtures)
+  row = memory.tokens(facts, sizes) * width
+  row *= stages.of(facts, sizes).work
   return {
     'gather': (1 + again) * _share(n) * whole,
     'reduce': 2 * _share(n) * whole,
+    'exchange': layers * _FLATTENED * _share(n) * row,
   }
 
 

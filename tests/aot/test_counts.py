@@ -101,16 +101,25 @@ def test_groups_are_read_in_every_notation(groups, size):
   )
 
 
-def test_a_transfer_beside_other_work_counts_once():
+@pytest.mark.parametrize(
+  'which,times',
+  [
+    ('channel_id=3, ', 1),
+    # Of jax.shard_map: those of a chain are one, others are not.
+    ('channel_id=1, frontend_attributes={{chain_id="2"}}, ', 1),
+    ('channel_id=1, ', 2),
+  ],
+)
+def test_a_transfer_beside_other_work_counts_once(which, times):
   # Start, middle and end of one transfer, each in a fusion.
   part = '%{0} (p: f32[8]) -> f32[16] {{\n  %p = f32[8]{{0}} parameter(0)\n'
-  part += '  ROOT %r = f32[16]{{0}} all-gather(%p), channel_id=3, '
+  part += '  ROOT %r = f32[16]{{0}} all-gather(%p), ' + which
   part += 'replica_groups={{{{0,1}}}}\n}}\n\n'
   text = HEAD.split('ENTRY')[0] + part.format('s') + part.format('d')
   text += 'ENTRY %e (p: f32[8]) -> f32[16] {\n  %p = f32[8]{0} parameter(0)\n'
   text += '  %x = f32[16]{0} fusion(%p), kind=kCustom, calls=%s\n'
   text += '  ROOT %y = f32[16]{0} fusion(%p), kind=kCustom, calls=%d\n}\n'
-  assert bytes_by_kind(text) == {'all-gather': 32}
+  assert bytes_by_kind(text) == {'all-gather': times * 32}
 
 
 def test_what_a_loop_reads_of_a_stack_is_one_slice_a_trip():
