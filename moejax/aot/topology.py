@@ -124,7 +124,7 @@ def find(name: str) -> Machine:
     ValueError: it is unknown; the known ones are listed.
   """
   chip, _, shape = name.partition(':')
-  if chip == 'h100' and 'x' not in shape:
+  if chip == 'h100' and shape.isdigit():
     shape = f'1x{shape}'
     name = f'{chip}:{shape}'
   if shape not in KNOWN.get(chip, ()):
