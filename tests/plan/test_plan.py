@@ -27,6 +27,7 @@ def sparse(small):
 
 
 def choice(exchange=meshes.ALIKE, **sizes):
+  """On a mesh of the axes that are searched, and of `sizes`."""
   return meshes.Choice(dict.fromkeys(meshes.AXES, 1) | sizes, exchange)
 
 
@@ -235,6 +236,7 @@ MEMORY, SENT = 0.2, 0.4
     ({'fsdp': 2, 'expert': 2}, 'Ring'),
     ({'context': 4}, meshes.ALIKE),
     ({'context': 2, 'expert': 2}, 'AllToAll'),
+    ({'pipe': 2, 'data': 2}, meshes.ALIKE),
   ],
   ids=str,
 )
@@ -250,7 +252,9 @@ def test_predictions_are_near_the_compiled_program(sizes, exchange):
   )
   config.losses = {'load': 0.01, 'z': 0.001}
   config.train.batch_size, config.train.seq_len = 8, 512
-  found = facts.gather(config, meshes.AXES)
+  if 'pipe' in sizes:
+    common.pipeline(config, stages=2, microbatches=2)
+  found = facts.gather(config, meshes.axes(config))
   picked = choice(exchange, **sizes)
   guess = cost.predict(found, picked, V5E, as_text=True)
   report = aot.check(meshes.spread(config, picked), V5E.name)
