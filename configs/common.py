@@ -6,6 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Defaults of a model that flags change: a flag is for a field that is there.
+NUMERICS = dict(dtype='float32', remat=None)
+
 
 def node(kind: str, **fields: Any) -> ConfigDict:
   """A config node: `kind` is an import path under moejax."""
@@ -224,7 +227,7 @@ def uniform(layer: ConfigDict, layers: int, **fields: Any) -> ConfigDict:
     blocks={'block': layer},
     pattern=('block',),
     repeats=layers,
-    **fields,
+    **(NUMERICS | fields),
   )
 
 
@@ -314,6 +317,7 @@ def baseline(*ffns: ConfigDict, smoke: bool = False) -> ConfigDict:
     blocks=dict(zip(names, blocks, strict=True)),
     pattern=names,
     repeats=4 // len(ffns),
+    **NUMERICS,
   )
   config.optim = adamw(2e-3, warmup_steps=1 if smoke else 50)
   config.train.steps = 2 if smoke else 500

@@ -38,8 +38,8 @@ RULES = (
 MOE = 'moe/'
 # Logical axes of an array with tokens, of one with rows, of one with neither.
 TOKENS, ROWS, WHOLE = ('batch', 'time'), ('batch',), ()
-# And of one with the heads of all tokens of a row.
-HEADS = ('batch', None, 'heads')
+# And of one with the heads of tokens.
+HEADS = ('batch', 'time', 'heads')
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 

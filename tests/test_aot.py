@@ -1,4 +1,7 @@
-"""The training step compiles for TPUs that are not here."""
+"""The training step compiles for TPUs and GPUs that are not here."""
+
+import importlib.util
+import re
 
 import pytest
 
@@ -34,6 +37,38 @@ def test_a_report_is_of_the_step_that_training_runs():
   # Useful work is most of it, and products are never fewer than the model's.
   assert 0.5 < report.model_flops / report.flops <= 1.1
   assert report.collective_bytes['all-reduce'] > 0
+
+
+GPU = pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is None,
+  reason="needs the compiler for GPUs: pip install -e '.[test,aot-gpu]'",
+)
+
+
+@pytest.mark.parametrize(
+  'topology',
+  ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
+  + [pytest.param('h100:4', marks=GPU)],
+)
+def test_the_command_prints_a_table_for_every_generation(topology, capsys):
+  words = ['moejax', '--mode=aot', f'--topology={topology}']
+  ffn = '--config.model.blocks.block_0.ffn'
+  words += [
+    '--config=configs/moe.py:smoke',
+    '--config.mesh.expert=4',
+    '--config.model.dtype=bfloat16',
+    f'{ffn}.dispatch.kind=dispatch.RaggedAllToAll',
+  ]
+  with pytest.raises(SystemExit) as stopped:
+    main.main(words)
+  out = capsys.readouterr().out
+  assert stopped.value.code == 0, out
+  assert ': 4 devices, mesh expert=4;' in out
+  assert 'ragged-all-to-all' in out and 'step at least' in out
+  # Rounds of 1.5 times a fair share, and none of the products unknown.
+  share = int(re.search(r'FLOPs .*\((\d+)% the model counts\)', out)[1])
+  assert 30 < share <= 110
+  assert 'told nowhere' not in out
 
 
 @pytest.mark.parametrize('words,code', [([], 0), (['wide'], 3)])

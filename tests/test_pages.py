@@ -151,7 +151,7 @@ def test_every_local_link_and_recipe_of_the_pages_exists():
 def test_the_commands_for_many_devices_are_understood(monkeypatch):
   monkeypatch.setattr(cluster, 'check_installed', lambda: None)
   commands = re.findall(r'python -m moejax\.main ([^\n&\'`]+)', PODS)
-  assert len(commands) == 8
+  assert len(commands) == 9
   for words in commands:
     command = command_line.parse(shlex.split(words))
     fields.check(command.config)

@@ -32,8 +32,8 @@ def bytes_by_kind(hlo_text: str | Program) -> dict[str, float]:
                         evenly: its sizes are data
     collective-permute  b
 
-  which is what the best algorithms on a ring need. A gather of jax.shard_map
-  that the compiler spreads over several fusions is counted in each of them.
+  which is what the best algorithms on a ring need. What the compiler spreads
+  over several fusions counts once.
 
   Args:
     hlo_text: `compiled.as_text()`, or it parsed.
@@ -45,11 +45,7 @@ def bytes_by_kind(hlo_text: str | Program) -> dict[str, float]:
     for part in program.fused(computation):
       for instruction in part.instructions.values():
         if (kind := kind_of(part, instruction)) is not None:
-          # A transfer that runs beside other work stands in several fusions,
-          # with one channel; all of jax.shard_map's have channel 1.
-          key = instruction.attribute(r'channel_id=(\d+)')
-          if key in (None, '1'):
-            key = part.name, instruction.name
+          key = _transfer(part, instruction)
           sent[kind, key] = _sent(program, kind, part, instruction)
     total = {}
     for (kind, _), size in sent.items():
@@ -57,6 +53,20 @@ def bytes_by_kind(hlo_text: str | Program) -> dict[str, float]:
     return total
 
   return program.total(own, _add, {})
+
+
+def _transfer(computation, instruction):
+  """What tells a transfer, which stands in several fusions, from others.
+
+  It has one channel, or one chain; all of jax.shard_map's have channel 1.
+  """
+  channel = instruction.attribute(r'channel_id=(\d+)')
+  chain = instruction.attribute(r'chain_id="(\d+)"')
+  if channel not in (None, '1'):
+    return channel
+  if chain is not None:
+    return chain, instruction.arrays[-1].dtype, instruction.arrays[-1].dims
+  return computation.name, instruction.name
 
 
 def kind_of(computation: Computation, instruction: Instruction) -> str | None:

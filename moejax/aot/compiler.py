@@ -85,6 +85,7 @@ def report(
     collective_bytes=sent,
     seconds=dict(zip(names, seconds, strict=True)),
     unknown_loops=len(program.unknown_loops),
+    silent_kernels=work.silent_kernels(program),
   )
 
 

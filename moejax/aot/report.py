@@ -49,6 +49,7 @@ class Report:
     peak_rss_bytes: of the process that compiled.
     refused: what the compiler said if the program does not fit.
     unknown_loops: loops that count once as their trips could not be told.
+    silent_kernels: calls whose FLOPs are told nowhere and left out.
   """
 
   topology: str
@@ -65,6 +66,7 @@ class Report:
   seconds: dict[str, float] | None = None
   refused: str | None = None
   unknown_loops: int = 0
+  silent_kernels: int = 0
 
   @property
   def fits(self) -> bool:
@@ -91,6 +93,11 @@ class Report:
     if self.unknown_loops:
       lines.append(
         f'  {self.unknown_loops} loop(s) of unknown length count once'
+      )
+    if self.silent_kernels:
+      lines.append(
+        f'  FLOPs of {self.silent_kernels} kernel call(s) are told nowhere and '
+        'left out'
       )
     return '\n'.join([*lines, self._verdict()])
 

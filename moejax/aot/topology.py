@@ -30,7 +30,7 @@ KNOWN = {
   'h100': _NODES.split(),
 }
 # GiB of one device that libtpu leaves to programs.
-_USABLE_GIB = {'v4': 15.25, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
+_USABLE_GIB = {'v4': 30.75, 'v5e': 15.75, 'v5p': 95.74, 'v6e': 31.25}
 # The smallest slice of each generation, which libtpu asks for at its start.
 _SLICES = {'v4': 'v4-8', 'v5e': 'v5litepod-4', 'v5p': 'v5p-8', 'v6e': 'v6e-4'}
 
@@ -71,9 +71,7 @@ class Machine:
   Attributes:
     name: such as 'v5p:8x8x16'.
     chip: as in `pallas_kernels.chips`.
-    chips: their number.
-    devices: as jax counts them. libtpu tells of a v4 its cores, two for a
-      chip, which a program on v4 itself sees as one device.
+    chips: their number, which is that of devices.
   """
 
   name: str
@@ -82,14 +80,14 @@ class Machine:
 
   @property
   def devices(self) -> int:
-    return self.chips * (2 if self.chip.name == 'v4' else 1)
+    return self.chips
 
   @property
   def devices_per_host(self) -> int:
     """Devices of one process; a TPU host has four chips of a larger slice."""
     if self.chip.platform == 'cuda':
       return int(self.name.rpartition('x')[2])
-    return self.devices // self.chips * min(self.chips, 4)
+    return min(self.chips, 4)
 
   @property
   def limit_bytes(self) -> int:
@@ -104,15 +102,11 @@ class Machine:
 
     The text says what is assumed.
     """
-    share = self.chips / self.devices
     chip = self.chip
     rates = [
-      share * rate
-      for rate in (
-        chip.flops_per_s,
-        chip.memory_bytes_per_s,
-        chip.link_bytes_per_s,
-      )
+      chip.flops_per_s,
+      chip.memory_bytes_per_s,
+      chip.link_bytes_per_s,
     ]
     links = 'NVLink of a node' if chip.platform == 'cuda' else 'all links'
     text = (
@@ -124,12 +118,15 @@ class Machine:
 
 
 def find(name: str) -> Machine:
-  """Looks up a topology.
+  """Looks up a topology; the count alone, as in h100:8, is of one node.
 
   Raises:
     ValueError: it is unknown; the known ones are listed.
   """
   chip, _, shape = name.partition(':')
+  if chip == 'h100' and shape.isdigit():
+    shape = f'1x{shape}'
+    name = f'{chip}:{shape}'
   if shape not in KNOWN.get(chip, ()):
     names = [f'{c}:{s}' for c, shapes in KNOWN.items() for s in shapes]
     listed = '; '.join(f'{c}: {" ".join(s)}' for c, s in KNOWN.items())
@@ -161,6 +158,7 @@ def devices(name: str) -> list:
   """
   machine = find(name)
   check_compiler(machine)
+  name = machine.name
   chip, shape = machine.chip.name, name.partition(':')[2]
   os.environ['JAX_PLATFORMS'] = 'cpu'
   if chip == 'h100':
@@ -180,8 +178,11 @@ def devices(name: str) -> list:
   )
   from jax.experimental import topologies
 
-  # A host has four chips, but for the smallest slices.
-  options = {'chips_per_host_bounds': (1, 1, 1)} if shape == '1x1' else {}
+  options = {}
+  if shape == '1x1':  # a host has four chips, but for the smallest slices
+    options['chips_per_host_bounds'] = (1, 1, 1)
+  if chip == 'v4':  # the two cores of a chip are one device, as on v4 itself
+    options['chip_config_name'] = 'megacore'
   found = topologies.get_topology_desc(
     platform='tpu', topology_name=name, **options
   )

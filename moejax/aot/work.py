@@ -18,6 +18,11 @@ _FREE = re.compile(
 
 # Products of a splash kernel with rows as long as a key, and as a value.
 _SPLASH = {'fwd': (1, 1), 'dq': (2, 1), 'dkv': (2, 2)}
+# Likewise of cuDNN, whose backward pass computes the scores again.
+_CUDNN = {'': (1, 1), 'Backward': (3, 2)}
+# FLOPs that a kernel tells: of a TPU's in JSON, of Triton's in a string of it.
+_TOLD = r'(?:"|\\22)flops(?:"|\\22): ?(?:"|\\22)(-?\d+)(?:"|\\22)'
+_TRITON = r'custom_call_target="__gpu\$xla\.gpu\.triton"'
 
 
 def flops(program: Program) -> float:
@@ -35,6 +40,17 @@ def flops(program: Program) -> float:
     )
 
   return program.total(own, _add, 0.0)
+
+
+def silent_kernels(program: Program) -> int:
+  """Calls of Triton kernels, as they stand in the text, that tell no FLOPs."""
+  return sum(
+    instruction.opcode == 'custom-call'
+    and re.search(_TRITON, instruction.rest) is not None
+    and instruction.attribute(_TOLD) is None
+    for computation in program.computations.values()
+    for instruction in computation.instructions.values()
+  )
 
 
 def memory_bytes(program: Program) -> float:
@@ -61,8 +77,10 @@ def _add(a, b, times):
 
 def _flops(computation: Computation, instruction: Instruction) -> float:
   if instruction.opcode == 'custom-call':
-    told = instruction.attribute(r'"flops":"(-?\d+)"')
-    return float(told) if told else _attention_flops(instruction)
+    told = instruction.attribute(_TOLD)
+    if told:
+      return float(told)
+    return _attention_flops(instruction) + _cudnn_flops(instruction)
   if instruction.opcode not in ('dot', 'convolution'):
     return 0.0
   (result,) = instruction.arrays
@@ -96,6 +114,26 @@ def _attention_flops(instruction):
   with_keys, with_values = _SPLASH[kernel[1]]
   depth = with_keys * key[-1] + with_values * value[-1]
   return 2.0 * math.prod(query[:-2]) * pairs * depth
+
+
+def _cudnn_flops(instruction):
+  """Of cuDNN's attention, half of all scores if it is causal; else 0."""
+  kernel = instruction.attribute(r'="__cudnn\$fmha[A-Za-z]*?Softmax(\w*)"')
+  if kernel not in _CUDNN:
+    return 0.0
+  layouts = instruction.attribute(r'operand_layout_constraints=\{(.*?)\}, api')
+  query, _, value, *_ = (
+    [int(n) for n in dims.split(',')]
+    for dims in re.findall(r'\w+\[([\d,]+)\]', layouts)
+  )
+  scores = instruction.attribute(
+    r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]'
+  )
+  pairs = math.prod(int(n) for n in re.findall(r'\d+', scores))
+  if 'CAUSAL' in (instruction.attribute(r'"mask_type": ?"(\w+)"') or ''):
+    pairs /= 2
+  with_keys, with_values = _CUDNN[kernel]
+  return 2.0 * pairs * (with_keys * query[-1] + with_values * value[-1])
 
 
 def _multiplications(instruction, left, right, result):

@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from moejax.dispatch.segments import LANES
+
 _WEIGHT = _ID = 4  # bytes
 
 
@@ -67,13 +69,17 @@ def ragged(
 ) -> dict[str, float]:
   """Choices that leave a device, spread evenly, and the counts of all.
 
-  Each round counts as if it sent all of them; in fact each travels once.
+  Weights go by lines, of which those for a rank may be one more than full. Each
+  round counts as if it sent all of both; in fact each travels once.
   """
   away = (layer.ranks - 1) / layer.ranks
-  rows = layer.tokens * layer.k * _per_row(layer, _WEIGHT, num_rounds)
+  choices = layer.tokens * layer.k
+  rows = choices * _per_row(layer, 0, num_rounds, 0)
+  trips = sum(_line_trips(layer, num_rounds))
+  weights = stages * trips * _line_bytes(layer, choices // stages)
   return {
     'all-gather': _counts(layer, stages),
-    'ragged-all-to-all': away * rows,
+    'ragged-all-to-all': away * (rows + weights),
   }
 
 
@@ -82,13 +88,15 @@ def emulated(
 ) -> dict[str, float]:
   """What takes the place of `ragged` on CPUs, with buffers of `rows`.
 
-  All rows go to all. What leaves its device is the same in every round, and the
-  compiler sends it once; what comes back is not.
+  All rows go to all. Rows that leave their device are the same in every round,
+  and the compiler sends them once; weights and what comes back are not.
   """
-  there, back = layer.row_bytes + _WEIGHT, layer.row_bytes
-  if layer.backward:
-    there, back = there + layer.row_bytes, back + layer.row_bytes + _WEIGHT
+  there = back = layer.row_bytes * (2 if layer.backward else 1)
   sent = layer.tokens * layer.k * there + stages * num_rounds * rows * back
+  out, home = _line_trips(layer, num_rounds)
+  choices = layer.tokens * layer.k // stages
+  sent += stages * out * _line_bytes(layer, choices)
+  sent += stages * home * _line_bytes(layer, rows)
   return {'all-gather': (layer.ranks - 1) * sent + _counts(layer, stages)}
 
 
@@ -145,6 +153,18 @@ def crossings(
 def _counts(layer, stages):
   slots = math.lcm(layer.num_experts, layer.ranks)
   return stages * (layer.ranks - 1) * slots * 4
+
+
+def _line_trips(layer, num_rounds):
+  """How often lines of weights go out, and their gradients home."""
+  if not layer.backward:
+    return num_rounds, 0
+  return 2 * num_rounds - 1, num_rounds
+
+
+def _line_bytes(layer, numbers):
+  """Of lines for so many numbers, each rank's last one filled up."""
+  return (numbers // LANES + layer.ranks) * LANES * _WEIGHT
 
 
 def _per_row(layer, label, num_rounds, choices=1):

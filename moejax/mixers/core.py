@@ -6,11 +6,12 @@ import functools
 
 import flax.linen as nn
 import jax
+from jax import lax
 
 from moejax import sharding
 from moejax.mixers.cache import Places
 from moejax.nn import attend
-from moejax.sharding import HEADS, ROWS
+from moejax.sharding import HEADS, TOKENS
 from moejax.types import Context
 from pallas_kernels.attention.api import attention
 from pallas_kernels.attention.masked import visible
@@ -49,20 +50,25 @@ class Core(nn.Module):
     """
     k, v = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
     own = ctx.positions_BT, ctx.segments_BT
-    alone = functools.partial(_alone, window=self.window, scale=self.scale)
-    if places is None and not sharding.cuts('time'):
-      # A kernel runs on a device's own rows and heads.
-      args, axes = (q_BTHK, k, v, *own), (HEADS, HEADS, HEADS, ROWS, ROWS)
-      return sharding.by_device(alone, args, axes, HEADS)
     if places is None:
-      return alone(None, q_BTHK, k, v, *own)
+      # A kernel runs on a device's own rows and heads.
+      f = functools.partial(_own, window=self.window, scale=self.scale)
+      args, axes = (q_BTHK, k, v, *own), (HEADS, HEADS, HEADS, TOKENS, TOKENS)
+      return sharding.by_device(f, args, axes, HEADS)
     others = places.positions_BS, places.segments_BS
     mask = visible(*own, *others, window=self.window)
     return attend(q_BTHK, k, v, mask, scale=self.scale)
 
 
-def _alone(_axis, *args, **fields):
-  return attention(*args, **fields)
+def _own(axis, q, k, v, *own, window, scale):
+  """What the tokens of a device get from all of their rows."""
+  if axis is None:
+    return attention(q, k, v, *own, window=window, scale=scale)
+  k, v, *others = (
+    lax.all_gather(a, axis, axis=1, tiled=True) for a in (k, v, *own)
+  )
+  mask = visible(*own, *others, window=window)
+  return attend(q, k, v, mask, scale=scale)
 
 
 def mean_seen(length: int, window: int | None = None) -> float:

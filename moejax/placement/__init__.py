@@ -6,7 +6,7 @@ state onto more or fewer devices.
 """
 
 from moejax.placement.integer import programme
-from moejax.placement.pack import loads, pack, replicas
+from moejax.placement.pack import loads, pack, pack_nodes, replicas
 from moejax.placement.permute import inverse, permute
 from moejax.placement.resize import Resized, resize, stay
 
@@ -15,6 +15,7 @@ __all__ = [
   'inverse',
   'loads',
   'pack',
+  'pack_nodes',
   'permute',
   'programme',
   'replicas',

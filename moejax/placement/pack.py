@@ -1,4 +1,4 @@
-"""Packing experts by load, with and without copies of the busiest."""
+"""Packing experts by load: with copies of the busiest, and within nodes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,59 @@ def replicas(load_E: np.ndarray, slots: int) -> np.ndarray:
   for _ in range(slots - len(load_E)):
     copies_E[(load_E / copies_E).argmax()] += 1
   return np.repeat(np.arange(len(load_E)), copies_E)
+
+
+def pack_nodes(
+  load_E: np.ndarray,
+  ranks: int,
+  nodes: int,
+  *,
+  groups: int | None = None,
+  slots: int | None = None,
+) -> np.ndarray:
+  """int [slots]: the expert of each slot, groups of experts never parted.
+
+  First groups go to nodes, as `pack` does by their load. Then each node gives
+  its slots to its own experts, busy ones several (`replicas`), and packs them
+  onto its ranks. So all copies of an expert, and all experts of a group, are
+  on one node: routing that keeps to few groups keeps to few nodes. The k-th run
+  of slots / P is for rank k, and neighbouring ranks make a node. On one node it
+  is `pack` of `replicas`. Without copies it is an order for `permute`; a router
+  that is limited to groups is the same in it where nodes have one group each.
+  Source: 2412.19437 sec. 3.4, and the balancer published with it.
+
+  Args:
+    load_E: of each expert; groups are runs of neighbours.
+    ranks: P.
+    nodes: equal numbers of ranks.
+    groups: equal numbers of experts; None for one on each node.
+    slots: of all ranks; None for one for each expert.
+
+  Raises:
+    ValueError: something does not divide, or slots are fewer than experts.
+  """
+  load_E = np.asarray(load_E, np.float64)
+  experts = len(load_E)
+  groups, slots = groups or nodes, slots or experts
+  for what, size, over, parts in (
+    ('experts', experts, 'groups', groups),
+    ('groups', groups, 'nodes', nodes),
+    ('ranks', ranks, 'nodes', nodes),
+    ('slots', slots, 'ranks', ranks),
+  ):
+    if size % parts:
+      raise ValueError(
+        f'{size} {what} cannot be spread evenly over {parts} {over}; use a '
+        'divisor.'
+      )
+  group_GE = np.arange(experts).reshape(groups, -1)
+  placed = []
+  for own in pack(load_E[group_GE].sum(1), nodes).reshape(nodes, -1):
+    expert_N = group_GE[own].reshape(-1)
+    copy_S = expert_N[replicas(load_E[expert_N], slots // nodes)]
+    each_S = load_E[copy_S] / np.bincount(copy_S)[copy_S]
+    placed.append(copy_S[pack(each_S, ranks // nodes)])
+  return np.concatenate(placed)
 
 
 def loads(load_E: np.ndarray, order_E: np.ndarray, ranks: int) -> np.ndarray:

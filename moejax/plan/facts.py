@@ -130,9 +130,10 @@ def gather(config: ConfigDict, names: tuple[str, ...]) -> Facts:
     jax.tree.leaves((opt_state, shapes['balance'])),
     jax.tree.leaves((opt_axes, axes['balance']), is_leaf=sharding.is_axes),
   )
-  kept = _kept(config.model, train.seq_len)
-  period = _period(config.model)
-  same = period == config.model
+  whole = _without(config.model, pipeline=None)
+  kept = _kept(whole, train.seq_len)
+  period = _period(whole)
+  same = period == whole
   return Facts(
     config=config,
     params=tuple(leaf(r.path, r.logical_axes, r) for r in rows),
@@ -173,10 +174,14 @@ def _mixtures(model: ConfigDict):
 
 def _period(model: ConfigDict) -> ConfigDict:
   """A model of one period alone, without recomputation."""
+  return _without(model, remat=None, repeats=1, prefix=(), suffix=())
+
+
+def _without(model: ConfigDict, **values) -> ConfigDict:
+  """A copy with other values of those fields that it has."""
   model = model.copy_and_resolve_references()
-  alone = {'remat': None, 'repeats': 1, 'prefix': (), 'suffix': ()}
   with model.unlocked():
-    for name, value in alone.items():
+    for name, value in values.items():
       if name in model:
         model[name] = value
   return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moejax.dispatch.rounds import buffer_rows
+from moejax.plan import stages
 from moejax.plan.facts import Facts, Leaf, Mixture, product
 from moejax.plan.meshes import ALIKE, Choice
 
@@ -22,12 +23,13 @@ def held(facts: Facts, choice: Choice) -> dict[str, float]:
   sizes = choice.sizes
   parameters = sum(leaf.bytes(sizes) for leaf in facts.params)
   n = tokens(facts, sizes)
+  pipe = stages.of(facts, sizes)
   return {
     'parameters': parameters,
     'moments': sum(leaf.bytes(sizes) for leaf in facts.moments),
     'gradients': parameters * (1 + (facts.config.train.accumulate > 1)),
-    'kept': facts.kept * n,
-    'layer': facts.period * n + _layer_weights(facts, sizes),
+    'kept': facts.kept * n * pipe.work + _rows_of_stages(facts, sizes),
+    'layer': facts.period * n * pipe.share + _layer_weights(facts, sizes),
     'exchange': exchange_bytes(facts, choice),
     'logits': _logits(facts, sizes),
     'program': PROGRAM,
@@ -38,6 +40,20 @@ def tokens(facts: Facts, sizes: dict[str, int]) -> float:
   """Tokens of one device and micro-batch."""
   devices = product(sizes, facts.token_axes())
   return facts.tokens / devices / facts.config.train.accumulate
+
+
+def stream_bytes(facts: Facts, sizes: dict[str, int]) -> float:
+  """Of the tokens of a stage, as many as those of all that share a layer."""
+  devices = stages.of(facts, sizes).devices
+  width = facts.config.model.width * facts.itemsize
+  return tokens(facts, sizes) * devices * width
+
+
+def _rows_of_stages(facts, sizes):
+  """What a stage holds of all rows: inputs, outputs and their gradients."""
+  if stages.of(facts, sizes).devices == 1:
+    return 0.0
+  return 4 * stream_bytes(facts, sizes)
 
 
 def exchange_bytes(facts: Facts, choice: Choice) -> float:
@@ -57,11 +73,12 @@ def exchange_bytes(facts: Facts, choice: Choice) -> float:
 
 
 def own_choices(facts: Facts, choice: Choice, mixture: Mixture) -> float:
-  """Choices of one device's tokens, those of one stage."""
+  """Choices of one device's tokens, those of one exchange."""
   group = facts.token_axes() | set(facts.axes_of('expert', moe=True))
   tokens_ = facts.tokens / product(choice.sizes, group)
-  stages = mixture.dispatch.get('stages', 1) * facts.config.train.accumulate
-  return tokens_ * mixture.k / stages
+  tokens_ *= stages.of(facts, choice.sizes).share
+  parts = mixture.dispatch.get('stages', 1) * facts.config.train.accumulate
+  return tokens_ * mixture.k / parts
 
 
 def rows(facts: Facts, choice: Choice, mixture: Mixture) -> float:
@@ -91,10 +108,11 @@ def gathered_axes(facts: Facts, leaf: Leaf) -> set[str]:
   Where devices of an axis have other tokens, each needs the parameter whole,
   but for experts, to which tokens travel.
   """
+  own = leaf.cut() - stages.cut(leaf)
   if 'expert' not in leaf.axes:
-    return leaf.cut() & facts.token_axes()
+    return own & facts.token_axes()
   # Exchanges and kernels take whole matrices.
-  return leaf.cut() - set(facts.axes_of('expert', moe=True))
+  return own - set(facts.axes_of('expert', moe=True))
 
 
 def _layer_weights(facts, sizes):

@@ -160,6 +160,7 @@ def _refusal(facts, sizes, machine, parts) -> str | None:
   try:
     validate.check_batch(config, parts)
     validate.check_time(config, parts)
+    validate.check_pipeline(config, parts)
     validate.check_shardings(config, parts)
   except ValueError as error:
     return str(error)

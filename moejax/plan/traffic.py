@@ -11,7 +11,7 @@ import dataclasses
 
 from moejax.build import build
 from moejax.dispatch import traffic
-from moejax.plan import memory
+from moejax.plan import memory, stages
 from moejax.plan.facts import Facts, product
 from moejax.plan.meshes import ALIKE, Choice, dispatch
 
@@ -21,6 +21,10 @@ KINDS = {
   'reduce': ('all-reduce', 'reduce-scatter'),
   'exchange': ('all-to-all', 'ragged-all-to-all', 'collective-permute'),
 }
+# Rows that change devices at each layer of experts where time is cut: those
+# flatten rows and tokens, which the compiler cuts otherwise. So do programs
+# compiled for v5e, with recomputation.
+_FLATTENED = 15
 _GATHERS = 2  # of a parameter: in the forward pass and in the backward pass
 
 
@@ -36,7 +40,7 @@ def sent(facts: Facts, choice: Choice, rounds: int = 1) -> dict[str, float]:
   """Bytes by KINDS; `rounds` of an exchange."""
   total = collections.Counter()
   micro = facts.config.train.accumulate
-  for part in (_parameters, _embedding, _tensor, _context):
+  for part in (_parameters, _embedding, _tensor, _context, _stages):
     total.update(part(facts, choice.sizes))
   exchanged = collections.Counter()
   for mixture in facts.mixtures:
@@ -47,12 +51,15 @@ def sent(facts: Facts, choice: Choice, rounds: int = 1) -> dict[str, float]:
 
 def _parameters(facts, sizes):
   """Gathers of parameters that are cut, sums of their gradients."""
+  turns = stages.of(facts, sizes).turns
   gathers = reductions = 0.0
   for leaf in facts.params:
     whole = memory.whole(facts, leaf, sizes)
+    # A pipeline gathers and sums those of layers for each micro-batch.
+    whole *= turns if 'layers' in leaf.axes else 1
     cut = product(sizes, memory.gathered_axes(facts, leaf))
     gathers += _GATHERS * _share(cut) * whole
-    summed = facts.token_axes()
+    summed = facts.token_axes() - stages.cut(leaf)
     if 'expert' in leaf.axes:
       summed = summed - set(facts.axes_of('expert', moe=True))
     reductions += 2 * _share(product(sizes, summed)) * whole
@@ -85,7 +92,7 @@ def _tensor(facts, sizes):
   width = facts.config.model.width * facts.itemsize
   row = memory.tokens(facts, sizes) * width
   model = facts.config.model
-  layers = model.get('repeats', 1)
+  layers = model.get('repeats', 1) * stages.of(facts, sizes).work
   again = model.get('remat') is not None
   total = 0.0
   for path in facts.flops:
@@ -115,14 +122,37 @@ def _split_rows(facts, sizes, experts):
 
 
 def _context(facts, sizes):
-  """Keys and values of a sequence, forward, again and their gradients."""
+  """Keys and values of a sequence, forward, again and their gradients.
+
+  And rows on their way to the order in which experts see tokens, and back.
+  """
   n = product(sizes, facts.axes_of('time'))
   heads = product(sizes, facts.axes_of('heads'))
   whole = facts.cache * memory.tokens(facts, sizes) * n / heads
+  whole *= stages.of(facts, sizes).work
   again = facts.config.model.get('remat') is not None
+  width = facts.config.model.width * facts.itemsize
+  layers = sum(m.layers for m in facts.mixtures)
+  row = memory.tokens(facts, sizes) * width
+  row *= stages.of(facts, sizes).work
   return {
     'gather': (1 + again) * _share(n) * whole,
     'reduce': 2 * _share(n) * whole,
+    'exchange': layers * _FLATTENED * _share(n) * row,
+  }
+
+
+def _stages(facts, sizes):
+  """Rows from stage to stage, into the first and out of the last."""
+  pipe = stages.of(facts, sizes)
+  if pipe.devices == 1:
+    return {}
+  stream = memory.stream_bytes(facts, sizes)
+  inout = 2 * _share(pipe.devices) * stream  # and their gradient
+  return {
+    'exchange': pipe.schedule.permute_bytes(stream),
+    'gather': inout,
+    'reduce': inout,
   }
 
 
@@ -132,8 +162,10 @@ def _exchange(facts, choice, mixture, rounds):
     return {}
   own = set(facts.axes_of('expert', moe=True))
   parts = product(choice.sizes, facts.token_axes() | own)
+  pipe = stages.of(facts, choice.sizes)
+  tokens = facts.tokens // facts.config.train.accumulate // parts
   layer = traffic.Layer(
-    tokens=facts.tokens // facts.config.train.accumulate // parts,
+    tokens=int(tokens * pipe.share),
     k=mixture.k,
     width=facts.config.model.width,
     num_experts=mixture.num_experts,
@@ -145,7 +177,8 @@ def _exchange(facts, choice, mixture, rounds):
   found = collections.Counter(made.collective_bytes(layer, **more))
   if facts.config.model.get('remat') is not None:
     found.update(_there(made, layer))
-  return {kind: mixture.layers * size for kind, size in found.items()}
+  times = mixture.layers / pipe.devices * pipe.turns
+  return {kind: times * size for kind, size in found.items()}
 
 
 def _there(made, layer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moejax.accounting import TRAIN_OVER_FORWARD
-from moejax.plan import memory
+from moejax.plan import memory, stages
 from moejax.plan.facts import Facts, product
 from moejax.plan.meshes import ALIKE, Choice
 
@@ -25,6 +25,8 @@ def flops(facts: Facts, choice: Choice, rounds: int = 0) -> float:
   for path, forward in facts.flops.items():
     own = passes(facts, path) * forward * facts.tokens
     own /= _devices(facts, path, choice.sizes)
+    if path.startswith('layers/'):
+      own *= stages.of(facts, choice.sizes).work
     if rounds and any('expert' in p.axes for p in facts.under(path)):
       own *= _full(facts, choice, rounds)
     total += own
@@ -70,6 +72,7 @@ def memory_bytes(facts: Facts, choice: Choice) -> float:
   written once and read once, and once more where it is recomputed.
   """
   micro = facts.config.train.accumulate
+  pipe = stages.of(facts, choice.sizes)
   state = sum(leaf.bytes(choice.sizes) for leaf in facts.params)
   weights = memory.whole_bytes(facts, choice.sizes) * micro
   layers = facts.period * memory.tokens(facts, choice.sizes) * micro
@@ -77,6 +80,6 @@ def memory_bytes(facts: Facts, choice: Choice) -> float:
   times = 2 + (model.get('remat') == 'full')
   return (
     _PASSES_OVER_STATE * state
-    + TRAIN_OVER_FORWARD * weights
-    + times * layers * model.get('repeats', 1)
+    + TRAIN_OVER_FORWARD * weights * pipe.turns
+    + times * layers * pipe.work * model.get('repeats', 1)
   )

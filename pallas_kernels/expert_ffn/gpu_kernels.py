@@ -54,7 +54,9 @@ def over_rows(body, name, tables, args, columns, outs, plan, tiles, interpret):
 
   args = (*cut, *tables, *args)
   outs = [parts.shaped(*out, args) for out in outs]
-  return call(kernel, name, grid, outs, tiles, interpret)(*args)
+  # Each row is multiplied with one matrix of every stack.
+  flops = 2 * rows * sum(a[0].size for a in args if a.ndim == 3)
+  return call(kernel, name, grid, outs, tiles, interpret, flops)(*args)
 
 
 class _Block:

@@ -108,6 +108,7 @@ def _rows(a_RK, b, sizes_E, tiles, interpret, transposed):
     parts.shaped((rows, n), a_RK.dtype, a_RK, b, plan),
     tiles,
     interpret,
+    2 * rows * b[0].size,
   )(*plan, a_RK, b)
 
 
@@ -176,11 +177,16 @@ def sum_of_rows(
   args = (starts_E, ends_E, *tables, a, *bs)
   out = parts.shaped((experts, m, n), a.dtype, args)
   grid = (experts * blocks_m * blocks_n,)
-  return call(kernel, name, grid, [out] * len(bs), tiles, interpret)(*args)
+  flops = 2 * rows * m * n * len(bs)
+  outs = [out] * len(bs)
+  return call(kernel, name, grid, outs, tiles, interpret, flops)(*args)
 
 
-def call(kernel, name, grid, out_shape, tiles, interpret):
-  """A one-dimensional grid of programs over whole arrays."""
+def call(kernel, name, grid, out_shape, tiles, interpret, flops=0):
+  """A one-dimensional grid of programs over whole arrays.
+
+  The text of a compiled program tells the FLOPs, as if all rows were full.
+  """
   params = plgpu.CompilerParams(
     num_warps=tiles.num_warps, num_stages=tiles.num_stages
   )
@@ -191,4 +197,6 @@ def call(kernel, name, grid, out_shape, tiles, interpret):
     name=name,
     compiler_params=params,
     interpret=interpret,
+    # Triton's lowering forgets a cost estimate, and keeps this.
+    metadata={'flops': str(flops)},
   )

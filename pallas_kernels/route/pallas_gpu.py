@@ -26,6 +26,8 @@ from pallas_kernels.route.parts import (
 # Numbers of a block that a program of 4 warps holds in registers.
 BLOCK = 2048
 COLUMNS = 1024
+# Told to whoever counts products in the text of a program.
+NO_PRODUCTS = {'flops': '0'}
 
 
 def select(logits_NE, bias_E, valid_N, *, options, interpret=False):
@@ -54,6 +56,7 @@ def select(logits_NE, bias_E, valid_N, *, options, interpret=False):
     compiler_params=plgpu.CompilerParams(num_warps=4),
     interpret=interpret,
     name='top_k_route',
+    metadata=NO_PRODUCTS,
   )(*args)
   total_N = total_N if options.shares else None
   return ids_NK, chosen_NK, total_N, counts.sum(0, dtype=jnp.int32)
@@ -169,6 +172,7 @@ def combine(y_RD, weights_NK, plan, *, interpret=False):
     compiler_params=plgpu.CompilerParams(num_warps=4),
     interpret=interpret,
     name='combine',
+    metadata=NO_PRODUCTS,
   )(*args)
 
 
@@ -209,4 +213,5 @@ def combine_gradient(y_RD, weights_NK, plan, dy_ND, *, interpret=False):
     compiler_params=plgpu.CompilerParams(num_warps=4),
     interpret=interpret,
     name='combine_gradient',
+    metadata=NO_PRODUCTS,
   )(*args)

@@ -101,16 +101,25 @@ def test_groups_are_read_in_every_notation(groups, size):
   )
 
 
-def test_a_transfer_beside_other_work_counts_once():
+@pytest.mark.parametrize(
+  'which,times',
+  [
+    ('channel_id=3, ', 1),
+    # Of jax.shard_map: those of a chain are one, others are not.
+    ('channel_id=1, frontend_attributes={{chain_id="2"}}, ', 1),
+    ('channel_id=1, ', 2),
+  ],
+)
+def test_a_transfer_beside_other_work_counts_once(which, times):
   # Start, middle and end of one transfer, each in a fusion.
   part = '%{0} (p: f32[8]) -> f32[16] {{\n  %p = f32[8]{{0}} parameter(0)\n'
-  part += '  ROOT %r = f32[16]{{0}} all-gather(%p), channel_id=3, '
+  part += '  ROOT %r = f32[16]{{0}} all-gather(%p), ' + which
   part += 'replica_groups={{{{0,1}}}}\n}}\n\n'
   text = HEAD.split('ENTRY')[0] + part.format('s') + part.format('d')
   text += 'ENTRY %e (p: f32[8]) -> f32[16] {\n  %p = f32[8]{0} parameter(0)\n'
   text += '  %x = f32[16]{0} fusion(%p), kind=kCustom, calls=%s\n'
   text += '  ROOT %y = f32[16]{0} fusion(%p), kind=kCustom, calls=%d\n}\n'
-  assert bytes_by_kind(text) == {'all-gather': 32}
+  assert bytes_by_kind(text) == {'all-gather': times * 32}
 
 
 def test_what_a_loop_reads_of_a_stack_is_one_slice_a_trip():
@@ -151,3 +160,27 @@ def test_splash_attention_is_counted_by_blocks_of_its_causal_mask(
   heads, blocks, block = 2, 3, 128  # of four blocks one is above the diagonal
   want = sum(2 * heads * blocks * block**2 * depth for depth in products)
   assert work.flops(Program(SPLASH.replace('NAME', name))) == want
+
+
+GPU = """
+HloModule kernels, num_partitions=1
+
+ENTRY %main (q: bf16[2,256,4,24]) -> bf16[2,4,256,16] {
+  %q = bf16[2,256,4,24]{3,2,1,0} parameter(0)
+  %told.1 = bf16[8,8]{1,0} custom-call(%q), custom_call_target="__gpu$xla.gpu.triton", backend_config={grid_x = 2 : i32, ir = "ML", serialized_metadata = "{\\22flops\\22: \\22640\\22}"}
+  %silent.1 = bf16[8,8]{1,0} custom-call(%q), custom_call_target="__gpu$xla.gpu.triton", backend_config={grid_x = 2 : i32, ir = "ML"}
+  ROOT %attend.1 = bf16[2,4,256,16]{3,1,2,0} custom-call(%q), custom_call_target="__cudnn$fmhaScaleBiasSoftmaxKIND", operand_layout_constraints={bf16[2,256,4,24]{3,2,1,0}, bf16[2,256,2,24]{3,2,1,0}, bf16[2,256,2,16]{3,2,1,0}}, api_version=API_VERSION_STATUS_RETURNING, backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "4", "256", "256"]}, "mask_type": "CAUSAL"}}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  'kind,products', [('', [24, 16]), ('Backward', [24, 16, 24, 16, 24])]
+)
+def test_kernels_of_a_gpu_are_counted_and_those_that_tell_nothing(
+  kind, products
+):
+  program = Program(GPU.replace('KIND', kind))
+  pairs = 2 * 4 * 256 * 256 / 2  # causal: half of all
+  assert work.flops(program) == 640 + sum(2 * pairs * n for n in products)
+  assert work.silent_kernels(program) == 1

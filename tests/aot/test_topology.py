@@ -15,8 +15,8 @@ def test_a_topology_has_its_chips_and_what_a_program_may_use_of_them():
   assert machine.devices == machine.chips == 1024
   assert machine.chip is chips.CHIPS['v5p']
   assert 0 < machine.limit_bytes < machine.chip.memory_bytes + 2**30
-  assert topology.find('v4:2x2x1').devices == 8  # its cores
   assert topology.find('h100:4x8').devices == 32
+  assert topology.find('h100:8') == topology.find('h100:1x8')
 
 
 def test_an_unknown_topology_lists_the_known_ones(small):

@@ -296,14 +296,24 @@ def test_a_limit_drops_what_the_sort_drops(kind):
   assert sown['stats']['dropped_frac'][0] > 0.9
 
 
-def test_rows_shipped_lie_where_a_loop_puts_them_and_gradients_go_back():
-  ranks, held, rows, size, begin = 4, 2, 16, 7, 3
+@pytest.mark.parametrize(
+  'shape,most,rows,size,begin',
+  [
+    ((5,), 3, 16, 7, 3),
+    ((), 3, 16, 7, 3),  # numbers go by lines: not one is full,
+    ((), 200, 1100, 500, 130),  # or several are
+  ],
+)
+def test_rows_shipped_lie_where_a_loop_puts_them_and_gradients_go_back(
+  shape, most, rows, size, begin
+):
+  ranks, held = 4, 2
   rng = np.random.default_rng(0)
-  counts = rng.integers(0, 3, (ranks, ranks * held)).astype(np.int32)
-  counts[1], counts[2, 3] = 0, 6
+  counts = rng.integers(0, most, (ranks, ranks * held)).astype(np.int32)
+  counts[1], counts[2, 3] = 0, 2 * most
   assert (counts.sum(1) <= rows).all()
-  a = rng.normal(size=(ranks, rows, 5)).astype(np.float32)
-  upstream = rng.normal(size=(ranks, size, 5)).astype(np.float32)
+  a = rng.normal(size=(ranks, rows, *shape)).astype(np.float32)
+  upstream = rng.normal(size=(ranks, size, *shape)).astype(np.float32)
 
   def own(a, upstream, counts):
     rank = jax.lax.axis_index('expert')

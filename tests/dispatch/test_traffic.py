@@ -59,7 +59,10 @@ def test_a_call_without_gradient_sends_there_and_back_once():
   sent = dispatch.AllToAll().collective_bytes(forward)
   assert sent == {'all-to-all': 7 * rows * (8 * D + 8)}
   sent = dispatch.RaggedAllToAll().collective_bytes(forward)
+  lines = (
+    TOKENS * K // 128 + RANKS
+  )  # of 128 weights, one for each rank not full
   assert sent == {
     'all-gather': 7 * 8 * 4,
-    'ragged-all-to-all': 7 / 8 * TOKENS * K * (8 * D + 4),
+    'ragged-all-to-all': 7 / 8 * (TOKENS * K * 8 * D + lines * 512),
   }

@@ -2,7 +2,8 @@ r"""Experts on ranks by load, and by where tokens go next.
 
 What the routers of a trained model chose (`analyze.routing.choices`, and its
 `transitions` between layers) goes to an integer programme, or to greedy packing
-by load alone; `permute` brings the model into the order that comes out.
+by load alone, of groups onto nodes first where devices have such; `permute`
+brings the model into the order that comes out.
 
 Claim:    the busiest rank has less to do and fewer tokens change ranks than
           with experts in their order.
@@ -27,6 +28,7 @@ PAPER = dict(
   mechanisms=(
     'placement.programme',
     'placement.pack',
+    'placement.pack_nodes',
     'placement.permute',
     'analyze.routing.transitions',
   ),
