@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moejax import main
-from moejax.command_line import load_recipe
+from moejax.recipes import load
 
 pytestmark = [
   pytest.mark.slow,
@@ -52,7 +52,7 @@ def losses(folder, config, *words):
 def test_the_command_of_a_recipe_runs(name, same, tmp_path):
   """And its other form, whose losses are the same, or are not."""
   path = f'configs/papers/systems/{name}.py'
-  doc = load_recipe(path).__doc__
+  doc = load(path).__doc__
   command = doc.partition('Command:')[2].partition('Expect:')[0]
   meshes = re.findall(r'--config\.mesh\.\w+=\d+', command)
   assert meshes or name == 'placement'
