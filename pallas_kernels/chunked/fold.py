@@ -17,7 +17,7 @@ CHUNK = 32
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-  """How [B, T, heads, D] becomes [groups, m, N, C, D].
+  """How [B, T, heads, D] becomes groups of [m, N, C, D].
 
   Attributes:
     groups: of chunks.
@@ -53,24 +53,36 @@ class Fold:
     channels = K if per_channel else 1
     return cls(-(-chunks // m), m, B * G, C, B, T, G // H, channels)
 
-  def all(self, q, k, v, log_decay, beta):
-    return tuple(
-      None if x is None else self.fold(x) for x in (q, k, v, log_decay, beta)
-    )
-
-  def fold(self, x):
-    """Padded by zeros, which change no state."""
+  def padded(self, x):
+    """[B, T', heads, D]; padded by zeros, which change no state."""
     x = x.reshape(*x.shape[:3], -1)
-    padding = self.groups * self.m * self.C - self.T
-    x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    x = x.reshape(self.B, self.groups, self.m, self.C, *x.shape[2:])
-    x = x.transpose(1, 2, 0, 4, 3, 5)
-    return x.reshape(self.groups, self.m, -1, self.C, x.shape[-1])
+    padding = self.groups * self.tokens - self.T
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
 
-  def unfold(self, x):
-    x = x.reshape(self.groups, self.m, self.B, -1, *x.shape[3:])
-    x = x.transpose(2, 0, 1, 4, 3, 5)
-    return x.reshape(self.B, -1, *x.shape[4:])[:, : self.T]
+  def take(self, x, group):
+    """[m, N, C, D]: one group of what is `padded`."""
+    x = jax.lax.dynamic_slice_in_dim(x, group * self.tokens, self.tokens, 1)
+    x = x.reshape(self.B, self.m, self.C, *x.shape[2:])
+    x = x.transpose(1, 0, 3, 2, 4)
+    return x.reshape(self.m, -1, self.C, x.shape[-1])
+
+  def put(self, all_x, x, group):
+    """Undoes `take`: writes one group [m, N, C, D] into its place."""
+    x = x.reshape(self.m, self.B, -1, self.C, x.shape[-1])
+    x = x.transpose(1, 0, 3, 2, 4).astype(all_x.dtype)
+    x = x.reshape(self.B, self.tokens, *all_x.shape[2:])
+    start = group * self.tokens
+    return jax.lax.dynamic_update_slice_in_dim(all_x, x, start, 1)
+
+  def empty(self, x):
+    """For `put`: like x, with the padding."""
+    shape = self.B, self.groups * self.tokens, *x.shape[2:]
+    return jnp.zeros(shape, x.dtype)
+
+  @property
+  def tokens(self):
+    """Of a row in a group."""
+    return self.m * self.C
 
   def state(self, state):
     return state.reshape(self.N, *state.shape[2:])

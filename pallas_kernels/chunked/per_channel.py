@@ -17,6 +17,7 @@ from pallas_kernels.chunked.blocks import (
   lower_blocks,
   merge,
   product,
+  product_over_rows,
 )
 from pallas_kernels.chunked.reach import Reach
 
@@ -76,7 +77,7 @@ def gradients(levels, rows, k_nCK, dscores, dreads, dwrites):
     later, earlier = _anchored(level, rows, k_nCK)
     prefix, suffix = halves(level.prefix, b)[1], halves(level.suffix, b)[0]
     dlater = product('nij,njk->nik', blocks[b], earlier)
-    dearlier = suffix * product('nij,nik->njk', blocks[b], later)
+    dearlier = suffix * product_over_rows(blocks[b], later)
     for i in range(r):
       own = prefix * dlater[:, i * b : (i + 1) * b]
       drows[i] = _add_halves(drows[i], b, later=own)

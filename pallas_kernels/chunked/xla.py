@@ -8,6 +8,7 @@ the chunked form: 2406.06484 eq. 8 to 11, 2510.26692 sec. 3.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -49,15 +50,17 @@ class Kept(NamedTuple):
 
 def forward(q, k, v, log_decay, beta, state, *, scale, chunk, keep):
   fold = Fold.of(q, v, log_decay, chunk)
+  inputs = jax.tree.map(fold.padded, (q, k, v, log_decay, beta))
 
-  def step(S_NKV, x):
+  def step(carry, group):
+    S_NKV, y_all = carry
+    x = _take(fold, inputs, group)
     S_NKV, y, kept = _forward_group(fold, scale, S_NKV, x)
-    return S_NKV, (y, kept if keep else ())
+    return (S_NKV, fold.put(y_all, y, group)), kept if keep else ()
 
-  xs = fold.all(q, k, v, log_decay, beta)
-  S_NKV, (y, kept) = jax.lax.scan(step, fold.state(state), xs)
-  y_BTGV = fold.unfold(y).astype(v.dtype)
-  return (y_BTGV, S_NKV.reshape(state.shape)), kept
+  carry = fold.state(state), fold.empty(v)
+  (S_NKV, y), kept = jax.lax.scan(step, carry, jnp.arange(fold.groups))
+  return (y[:, : fold.T], S_NKV.reshape(state.shape)), kept
 
 
 def shapes(q, k, v, log_decay, beta, _state, *, scale, chunk):
@@ -83,17 +86,27 @@ def backward(args, kept, d_outs, *, scale, chunk):
   fold = Fold.of(q, v, log_decay, chunk)
   dy_BTGV, dstate = d_outs
 
-  def step(dS_NKV, x):
-    return _backward_group(fold, scale, dS_NKV, *x)
+  given = q, k, v, log_decay, beta
+  inputs = jax.tree.map(fold.padded, given)
+  dy_BTGV = fold.padded(dy_BTGV)
 
-  xs = fold.all(q, k, v, log_decay, beta), kept, fold.fold(dy_BTGV)
-  dS_NKV, grads = jax.lax.scan(step, fold.state(dstate), xs, reverse=True)
-  like = q, k, v, log_decay, beta
-  grads = [
-    None if x is None else fold.unfold(d).reshape(x.shape).astype(x.dtype)
-    for d, x in zip(grads, like, strict=True)
-  ]
+  def step(carry, x):
+    dS_NKV, all_grads = carry
+    group, kept = x
+    x, dy = _take(fold, (inputs, dy_BTGV), group)
+    dS_NKV, grads = _backward_group(fold, scale, dS_NKV, x, kept, dy)
+    put = functools.partial(fold.put, group=group)
+    return (dS_NKV, jax.tree.map(put, all_grads, grads)), None
+
+  carry = fold.state(dstate), jax.tree.map(fold.empty, given)
+  xs = jnp.arange(fold.groups), kept
+  (dS_NKV, grads), _ = jax.lax.scan(step, carry, xs, reverse=True)
+  grads = jax.tree.map(lambda x: x[:, : fold.T], grads)
   return (*grads, dS_NKV.reshape(state.shape))
+
+
+def _take(fold, inputs, group):
+  return jax.tree.map(lambda x: fold.take(x, group), inputs)
 
 
 class _Group(NamedTuple):
