@@ -71,15 +71,47 @@ def table_products(
   Raises:
     ValueError, NotImplementedError: as `table_lookup`.
   """
-  _check('table_products', table_SD, ids_NK, 1)
-  if x_ND.shape != (len(ids_NK), table_SD.shape[1]):
-    raise ValueError(
-      f'table_products: x {x_ND.shape} does not go with ids {ids_NK.shape} and '
-      f'a table {table_SD.shape}; give [N, D] of their N and D.'
-    )
+  _check_products(table_SD, ids_NK, x_ND, 1)
   if ids_NK.size == 0:
     return jnp.zeros(ids_NK.shape, jnp.float32)
   return _products(implementation, 1, table_SD, ids_NK, x_ND)[..., 0]
+
+
+def part_products(
+  table_SD: jax.Array, ids_NK: jax.Array, x_ND: jax.Array, parts: int
+) -> jax.Array:
+  """f32 [N, K, C]: as `table_products`, for each part of a row by itself.
+
+  It is the gradient of the weights of `table_lookup`, of which x_ND is the
+  gradient of the result.
+  """
+  _check_products(table_SD, ids_NK, x_ND, parts)
+  if ids_NK.size == 0:
+    return jnp.zeros((*ids_NK.shape, parts), jnp.float32)
+  return _products(None, parts, table_SD, ids_NK, x_ND)
+
+
+def add_gradient(
+  total_SD: jax.Array,
+  ids_NK: jax.Array,
+  weights_NK: jax.Array,
+  dy_ND: jax.Array,
+) -> jax.Array:
+  """f32 [S, D]: total_SD and the gradient of a table, of which it has the size.
+
+  In a loop whose carry it is, rows that are not named are not touched.
+
+  Args:
+    total_SD: f32.
+    ids_NK: int32 in [0, S).
+    weights_NK: [N, K] or [N, K, C].
+    dy_ND: as of `touched_rows`.
+  """
+  weights = weights_NK[..., None] if weights_NK.ndim == 2 else weights_NK
+  if ids_NK.size == 0:
+    return total_SD
+  weights = weights.astype(jnp.float32)
+  return _add_gradient(None, total_SD, ids_NK, weights, dy_ND)
 
 
 def touched_rows(
@@ -137,6 +169,15 @@ def _check(op, table_SD, ids_NK, parts):
     raise ValueError(
       f'{op}: a table {table_SD.shape} has no rows of {parts} equal parts; '
       'give [S, D] with D a multiple of the parts.'
+    )
+
+
+def _check_products(table_SD, ids_NK, x_ND, parts):
+  _check('table_products', table_SD, ids_NK, parts)
+  if x_ND.shape != (len(ids_NK), table_SD.shape[1]):
+    raise ValueError(
+      f'table_products: x {x_ND.shape} does not go with ids {ids_NK.shape} and '
+      f'a table {table_SD.shape}; give [N, D] of their N and D.'
     )
 
 
@@ -222,21 +263,20 @@ def _plain(implementation):
 
 
 def _gradient(implementation, table_SD, ids_NK, weights_NKC, dy_ND):
-  slots = table_SD.shape[0]
-  static = functools.partial
+  # Made of the ids, so that it varies over the same devices in `shard_map`.
+  zeros_SD = jnp.zeros(table_SD.shape, jnp.float32) + 0 * ids_NK[0, 0]
+  args = zeros_SD, ids_NK, weights_NKC, dy_ND
+  return _add_gradient(implementation, *args).astype(table_SD.dtype)
+
+
+def _add_gradient(implementation, *args):
   table = {
-    'scatter': Entry(static(cpu.gradient, slots=slots), platforms=('cpu',)),
-    'blocks': Entry(static(xla.gradient, slots=slots)),
-    'reference': Entry(static(reference.gradient, slots=slots)),
+    'scatter': Entry(cpu.gradient, platforms=('cpu',)),
+    'blocks': Entry(xla.gradient),
+    'reference': Entry(reference.gradient),
   }
   if implementation not in table:
     implementation = None
-  dtable_SD = choose(
-    'table_lookup (backward)',
-    table,
-    ids_NK,
-    weights_NKC,
-    dy_ND,
-    implementation=implementation,
+  return choose(
+    'table_lookup (backward)', table, *args, implementation=implementation
   )
-  return dtable_SD.astype(table_SD.dtype)
