@@ -22,10 +22,10 @@ PUBLISHED = dict(
   layers=32,
   heads=20,
   hidden=3520,
-  keys=1952,
+  keys=1896,
   k=256,
   head_dim=1280,
-  dims=dict(pre_values=240, values=720),
+  dims=dict(pre_values=256, values=768),
 )
 SMOKE = dict(
   vocab=257,
