@@ -245,7 +245,7 @@ def test_updates_by_rows_go_on_bit_for_bit(small, config, tmp_path):
   want, got = leaves(config, straight), leaves(config, cut)
   tables = [path for path in want if "['values']" in path]
   assert len(tables) == 3 and all(want[path].any() for path in tables)
-  assert any("mu" in path for path in tables)
+  assert any('mu' in path for path in tables)
   assert different(want, got) == set()
   assert rows(straight) == rows(cut)
   assert start

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.table_lookup import cpu, pallas_tpu, reference, xla
+from pallas_kernels.table_lookup import (
+  cpu,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+  xla,
+)
 
 
 def table_lookup(
@@ -33,7 +39,8 @@ def table_lookup(
     ids_NK: int32 in [0, S); others give anything.
     weights_NK: [N, K], or [N, K, C]: then number d of a row has weight d % C.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'columns' (CPU), 'mosaic' (TPU), 'blocks' or 'reference'.
+      for; 'columns' (CPU), 'mosaic' (TPU), 'triton' (CUDA), 'blocks' or
+      'reference'.
 
   Raises:
     ValueError: shapes or dtypes that do not fit, or an unknown name.
@@ -181,6 +188,12 @@ def _check_products(table_SD, ids_NK, x_ND, parts):
     )
 
 
+def _on_gpu(call):
+  return Entry(
+    call, platforms=('cuda',), refuses=pallas_gpu.refuses, partitions=False
+  )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(implementation, table_SD, ids_NK, weights_NKC):
   table = {
@@ -191,6 +204,7 @@ def _lookup(implementation, table_SD, ids_NK, weights_NKC):
       refuses=pallas_tpu.refuses,
       partitions=False,
     ),
+    'triton': _on_gpu(pallas_gpu.lookup),
     'blocks': Entry(xla.lookup),
     'reference': Entry(reference.lookup),
   }
@@ -228,6 +242,7 @@ def _products(implementation, parts, table_SD, ids_NK, x_ND):
       refuses=pallas_tpu.refuses,
       partitions=False,
     ),
+    'triton': _on_gpu(static(pallas_gpu.products, parts=parts)),
     'blocks': Entry(static(xla.products, parts=parts)),
     'reference': Entry(static(reference.products, parts=parts)),
   }
@@ -266,13 +281,15 @@ def _gradient(implementation, table_SD, ids_NK, weights_NKC, dy_ND):
   # Made of the ids, so that it varies over the same devices in `shard_map`.
   zeros_SD = jnp.zeros(table_SD.shape, jnp.float32) + 0 * ids_NK[0, 0]
   args = zeros_SD, ids_NK, weights_NKC, dy_ND
-  return _add_gradient(implementation, *args).astype(table_SD.dtype)
+  dtable_SD = _add_gradient(implementation, *args, fresh=True)
+  return dtable_SD.astype(table_SD.dtype)
 
 
-def _add_gradient(implementation, *args):
+def _add_gradient(implementation, *args, fresh=False):
   table = {
     'scatter': Entry(cpu.gradient, platforms=('cpu',)),
-    'blocks': Entry(xla.gradient),
+    'triton': _on_gpu(pallas_gpu.gradient),
+    'blocks': Entry(functools.partial(xla.gradient, fresh=fresh)),
     'reference': Entry(reference.gradient),
   }
   if implementation not in table:
