@@ -1,16 +1,16 @@
 r"""A memory in every block, 120B parameters, 2.5B of them active.
 
-Claim:    119.5B parameters, of which a token uses 2.5B; the training step fits
+Claim:    120.3B parameters, of which a token uses 2.5B; the training step fits
           a v5p slice of 32 chips.
 Command:  python -m moejax.main --mode=aot --topology=v5p:2x4x4
           --config=configs/pods/ultramem_v2.py
 Expect:   exit code 0: memory within a chip's.
-Measured: it does not fit yet: 99.3 of 95.7 GiB (experiments/2026_11_pod_aot).
+Measured: it fits: 63.2 of 95.7 GiB (experiments/2026_11_pod_aot).
 Differs:  of the model of this size 2508.18756 tells the parameters and 256
           slots per token; the shape is ours, by the paper's rules: queries of
           half the width over two ranks, pre-values to values as 1 to 3, about
-          a sixth of a block's active parameters in its memory. Slots are cut
-          over the chips, and a chip looks up every token of all of them.
+          a sixth of a block's active parameters in its memory, rows of whole
+          128 lanes. Slots are cut over the chips, which exchange picks.
           Rows of 2,048 tokens, one for each chip.
 """
 
