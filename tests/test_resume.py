@@ -216,3 +216,37 @@ def test_a_finished_run_is_not_trained_again(config, straight, tmp_path):
   result = train.run(config, str(tmp_path))
   assert result['loss'] == straight[1]['loss']
   assert rows(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_updates_by_rows_go_on_bit_for_bit(small, config, tmp_path):
+  """Moments of tables too, which only the steps that read a row move."""
+  table = common.table(64, dim=6, std=0.3)
+  node = common.node(
+    'memory.Tucker',
+    keys=8,
+    k=3,
+    head_dim=8,
+    values=table,
+    pre_values=table,
+  )
+  block = common.block(common.attention(2, 1), node)
+  config = config.copy_and_resolve_references()
+  config.model = small.model({'block': block}, vocab=257).to_dict()
+  config.losses, config.train.bias_update = {}, None
+  config.optim.groups = (('values/rows$', {'rows': True}),)
+  config.checkpoint.every_steps = CUT
+  straight, cut = tmp_path / 'straight', tmp_path / 'cut'
+  run = Run(config, straight)
+  start = jax.tree.leaves(run.parts.new_state().params)
+  run.go()
+  shutil.copytree(straight, cut)
+  shutil.rmtree(cut / 'checkpoints' / str(STEPS))
+  Run(config, cut).go()
+  want, got = leaves(config, straight), leaves(config, cut)
+  tables = [path for path in want if "['values']" in path]
+  assert len(tables) == 3 and all(want[path].any() for path in tables)
+  assert any('mu' in path for path in tables)
+  assert different(want, got) == set()
+  assert rows(straight) == rows(cut)
+  assert start

@@ -16,6 +16,9 @@ _FREE = re.compile(
   '|copy-done|async-update|async-done'
 )
 
+# What changes a part of its first operand, and which operand that part is.
+_UPDATED = {'dynamic-update-slice': 1, 'scatter': -1}
+
 # Products of a splash kernel with rows as long as a key, and as a value.
 _SPLASH = {'fwd': (1, 1), 'dq': (2, 1), 'dkv': (2, 2)}
 # Likewise of cuDNN, whose backward pass computes the scores again.
@@ -178,8 +181,8 @@ def _traffic(program, computation, instruction):
   written = _main(instruction)
   if instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
     return min(read[0], _all(instruction)) + written
-  if instruction.opcode in ('dynamic-update-slice', 'scatter'):
-    part = _all(operands[-1 if instruction.opcode == 'scatter' else 1])
+  if instruction.opcode in _UPDATED:
+    part = _all(operands[_UPDATED[instruction.opcode]])
     return 2 * min(part, written)
   if instruction.opcode == 'fusion':
     inner = program.computations[instruction.called[0]]
@@ -201,14 +204,19 @@ def _fused_traffic(inner, read, written):
       continue
     size = read[int(re.match(r'\d+', instruction.rest)[0])]
     uses = users.get(instruction.name, [])
-    if uses and all(use.opcode == 'dynamic-slice' for use in uses):
+    if uses and all(use.opcode in ('dynamic-slice', 'gather') for use in uses):
       size = min(size, sum(map(_all, uses)))
-    updates = [u for u in uses if u.opcode == 'dynamic-update-slice']
+    updates = [
+      u
+      for u in uses
+      if u.opcode in _UPDATED and u.operands[0] == instruction.name
+    ]
     if uses and len(updates) == len(uses):
-      # Changed in place: the slice alone is written, and nothing is read.
-      changed = inner.instructions[updates[0].operands[1]]
-      total -= max(0, min(written, _all(updates[0])) - _all(changed))
-      size = 0
+      # Changed in place: the part alone is written, and a scatter reads it.
+      kind = updates[0].opcode
+      part = _all(inner.instructions[updates[0].operands[_UPDATED[kind]]])
+      total -= max(0, min(written, _all(updates[0])) - part)
+      size = min(size, part) if kind == 'scatter' else 0
     total += size
   return total
 

@@ -81,14 +81,27 @@ def tucker_top_k(
   for side, vector_HR in zip((left_NHSR, right_NHSR), direction, strict=True):
     rank = jax.lax.stop_gradient(jnp.einsum('nhsr,hr->nhs', side, vector_HR))
     place_NHK = jax.lax.top_k(rank, k)[1]
-    sides.append(jnp.take_along_axis(side, place_NHK[..., None], 2))
+    sides.append(_taken(side, place_NHK))
     places.append(place_NHK)
-  grid = jnp.einsum('nhar,chrq,nhbq->nhabc', sides[0], cores_CHRR, sides[1])
-  ids = places[0][..., :, None] * size + places[1][..., None, :]
-  grid = grid.reshape(*grid.shape[:2], k * k, -1)
-  best = jax.lax.top_k(jax.lax.stop_gradient(grid.sum(-1)), k)[1]
-  ids = jnp.take_along_axis(ids.reshape(*ids.shape[:2], -1), best, -1)
-  return ids, jnp.take_along_axis(grid, best[..., None], 2)
+  # The grid has k^2 numbers a head and token, so it is made of the cores' sum
+  # and keeps no gradient: each core's scores are made for the chosen alone.
+  best = _best_pairs(*jax.lax.stop_gradient((*sides, cores_CHRR.sum(0))), k)
+  rows, columns = best // k, best % k
+  ids = _taken(places[0], rows) * size + _taken(places[1], columns)
+  left, right = _taken(sides[0], rows), _taken(sides[1], columns)
+  return ids, jnp.einsum('nhkr,chrq,nhkq->nhkc', left, cores_CHRR, right)
+
+
+def _best_pairs(left_NHKR, right_NHKR, core_HRR, k):
+  """The k best pairs of rows and columns, as row * K + column."""
+  grid = jnp.einsum('nhar,hrq,nhbq->nhab', left_NHKR, core_HRR, right_NHKR)
+  return jax.lax.top_k(grid.reshape(*grid.shape[:2], -1), k)[1]
+
+
+def _taken(a_NHSx, place_NHK):
+  """Of axis 2, what is at each head's and token's own places."""
+  place = place_NHK.reshape(place_NHK.shape + (1,) * (a_NHSx.ndim - 3))
+  return jnp.take_along_axis(a_NHSx, place, 2)
 
 
 def leading(

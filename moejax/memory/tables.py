@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from moejax import sharding
-from moejax.memory import taps
+from moejax.memory import exchange, taps
 from moejax.types import Context
 from pallas_kernels.table_lookup.api import table_lookup, table_products
 
@@ -162,74 +163,74 @@ def lookup(
   """f32 [N, D]: `table_lookup`, with the table cut over the mesh in force.
 
   Cut by 'value', a device sums its part of every row that a token of its group
-  names; cut by 'slots', it sums the rows that it holds, and the parts are
-  added up.
+  names; cut by 'slots', devices exchange (see `exchange`).
   """
-  cut = _cut(table_SD, ids_NK)
+  cut = _cut(table_SD)
   if cut is None:
     return table_lookup(table_SD, ids_NK, weights_NKC)
-  axis, by_value, table, tokens = cut
-
-  def local(table_SD, ids, weights):
-    if by_value:
-      return table_lookup(table_SD, ids, weights)
-    ids, own = _own(table_SD, ids, axis)
-    weights = jnp.where(
-      own if weights.ndim == 2 else own[..., None], weights, 0
-    )
-    return jax.lax.psum(table_lookup(table_SD, ids, weights), axis)
-
-  out = PartitionSpec(*tokens, axis if by_value else None)
-  return _spread(local, (table, tokens, tokens), out)(
-    table_SD, ids_NK, weights_NKC
-  )
+  axis, by_value = cut
+  if not by_value:
+    return _exchanged(exchange.lookup, axis, table_SD, ids_NK, weights_NKC)
+  tokens = _tokens(axis, ids_NK)
+  return _spread(
+    table_lookup,
+    (PartitionSpec(None, axis), tokens, tokens),
+    PartitionSpec(*tokens, axis),
+  )(table_SD, ids_NK, weights_NKC)
 
 
 def products(
   table_SD: jax.Array, ids_NK: jax.Array, x_ND: jax.Array
 ) -> jax.Array:
   """f32 [N, K]: `table_products`, with the table cut likewise."""
-  cut = _cut(table_SD, ids_NK)
+  cut = _cut(table_SD)
   if cut is None:
     return table_products(table_SD, ids_NK, x_ND)
-  axis, by_value, table, tokens = cut
+  axis, by_value = cut
+  if not by_value:
+    return _exchanged(exchange.products, axis, table_SD, ids_NK, x_ND)
+  tokens = _tokens(axis, ids_NK)
 
   def local(table_SD, ids, x):
-    if by_value:
-      return jax.lax.psum(table_products(table_SD, ids, x), axis)
-    ids, own = _own(table_SD, ids, axis)
-    return jax.lax.psum(
-      jnp.where(own, table_products(table_SD, ids, x), 0), axis
-    )
+    return jax.lax.psum(table_products(table_SD, ids, x), axis)
 
-  x_spec = PartitionSpec(*tokens, axis if by_value else None)
-  return _spread(local, (table, tokens, x_spec), tokens)(table_SD, ids_NK, x_ND)
+  specs = PartitionSpec(None, axis), tokens, PartitionSpec(*tokens, axis)
+  return _spread(local, specs, tokens)(table_SD, ids_NK, x_ND)
 
 
-def _cut(table_SD, ids_NK):
-  """(mesh axis, whether it cuts rows, specs of table and tokens), or None."""
-  for name, size, spec in (
-    ('value', table_SD.shape[1], lambda a: PartitionSpec(None, a)),
-    ('slots', table_SD.shape[0], lambda a: PartitionSpec(a, None)),
-  ):
+def _cut(table_SD):
+  """The mesh axis that cuts a table, and whether it cuts rows; or None."""
+  slots, dim = table_SD.shape
+  for name, size in (('value', dim), ('slots', slots)):
     axes = sharding.axes_of(name)
-    if not axes:
-      continue
-    sharding.check_divides(name, size, axes)
-    (axis,) = axes
-    batch = tuple(a for a in sharding.axes_of('batch') if a != axis)
-    fits = len(ids_NK) % sharding.size_of(batch) == 0
-    tokens = PartitionSpec(batch if batch and fits else None)
-    return axis, name == 'value', spec(axis), tokens
+    if axes:
+      sharding.check_divides(name, size, axes)
+      return axes[0], name == 'value'
   return None
 
 
-def _own(table_SD, ids_NK, axis):
-  """Ids among a device's own slots, and which are."""
-  slots = table_SD.shape[0]
-  ids = ids_NK - jax.lax.axis_index(axis) * slots
-  own = (ids >= 0) & (ids < slots)
-  return jnp.where(own, ids, 0), own
+def _tokens(axis, ids_NK):
+  """Tokens cut over all of a batch's axes but one, if they can be."""
+  batch = tuple(a for a in sharding.axes_of('batch') if a != axis)
+  fits = len(ids_NK) % sharding.size_of(batch) == 0
+  return PartitionSpec(batch if batch and fits else None)
+
+
+def _exchanged(op, axis, table_SD, ids_NK, factor):
+  """An exchange, of tokens that are cut over its axis as well."""
+  axes = tuple(dict.fromkeys((*sharding.axes_of('batch'), axis)))
+  after = -len(ids_NK) % sharding.size_of(axes)
+  tokens = PartitionSpec(axes)
+  y = _spread(
+    functools.partial(op, axis), (PartitionSpec(axis), tokens, tokens), tokens
+  )(
+    table_SD,
+    *(
+      jnp.pad(a, ((0, after), *((0, 0),) * (a.ndim - 1)))
+      for a in (ids_NK, factor)
+    ),
+  )
+  return y[: len(ids_NK)]
 
 
 def _spread(local, in_specs, out_specs):

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choose import Entry, choose
-from pallas_kernels.table_lookup import cpu, pallas_tpu, reference, xla
+from pallas_kernels.table_lookup import (
+  cpu,
+  pallas_gpu,
+  pallas_tpu,
+  reference,
+  xla,
+)
 
 
 def table_lookup(
@@ -33,7 +39,8 @@ def table_lookup(
     ids_NK: int32 in [0, S); others give anything.
     weights_NK: [N, K], or [N, K, C]: then number d of a row has weight d % C.
     implementation: `None` chooses for the platform that the program is lowered
-      for; 'columns' (CPU), 'mosaic' (TPU), 'blocks' or 'reference'.
+      for; 'columns' (CPU), 'mosaic' (TPU), 'triton' (CUDA), 'blocks' or
+      'reference'.
 
   Raises:
     ValueError: shapes or dtypes that do not fit, or an unknown name.
@@ -71,15 +78,47 @@ def table_products(
   Raises:
     ValueError, NotImplementedError: as `table_lookup`.
   """
-  _check('table_products', table_SD, ids_NK, 1)
-  if x_ND.shape != (len(ids_NK), table_SD.shape[1]):
-    raise ValueError(
-      f'table_products: x {x_ND.shape} does not go with ids {ids_NK.shape} and '
-      f'a table {table_SD.shape}; give [N, D] of their N and D.'
-    )
+  _check_products(table_SD, ids_NK, x_ND, 1)
   if ids_NK.size == 0:
     return jnp.zeros(ids_NK.shape, jnp.float32)
   return _products(implementation, 1, table_SD, ids_NK, x_ND)[..., 0]
+
+
+def part_products(
+  table_SD: jax.Array, ids_NK: jax.Array, x_ND: jax.Array, parts: int
+) -> jax.Array:
+  """f32 [N, K, C]: as `table_products`, for each part of a row by itself.
+
+  It is the gradient of the weights of `table_lookup`, of which x_ND is the
+  gradient of the result.
+  """
+  _check_products(table_SD, ids_NK, x_ND, parts)
+  if ids_NK.size == 0:
+    return jnp.zeros((*ids_NK.shape, parts), jnp.float32)
+  return _products(None, parts, table_SD, ids_NK, x_ND)
+
+
+def add_gradient(
+  total_SD: jax.Array,
+  ids_NK: jax.Array,
+  weights_NK: jax.Array,
+  dy_ND: jax.Array,
+) -> jax.Array:
+  """f32 [S, D]: total_SD and the gradient of a table, of which it has the size.
+
+  In a loop whose carry it is, rows that are not named are not touched.
+
+  Args:
+    total_SD: f32.
+    ids_NK: int32 in [0, S).
+    weights_NK: [N, K] or [N, K, C].
+    dy_ND: as of `touched_rows`.
+  """
+  weights = weights_NK[..., None] if weights_NK.ndim == 2 else weights_NK
+  if ids_NK.size == 0:
+    return total_SD
+  weights = weights.astype(jnp.float32)
+  return _add_gradient(None, total_SD, ids_NK, weights, dy_ND)
 
 
 def touched_rows(
@@ -140,6 +179,21 @@ def _check(op, table_SD, ids_NK, parts):
     )
 
 
+def _check_products(table_SD, ids_NK, x_ND, parts):
+  _check('table_products', table_SD, ids_NK, parts)
+  if x_ND.shape != (len(ids_NK), table_SD.shape[1]):
+    raise ValueError(
+      f'table_products: x {x_ND.shape} does not go with ids {ids_NK.shape} and '
+      f'a table {table_SD.shape}; give [N, D] of their N and D.'
+    )
+
+
+def _on_gpu(call):
+  return Entry(
+    call, platforms=('cuda',), refuses=pallas_gpu.refuses, partitions=False
+  )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(implementation, table_SD, ids_NK, weights_NKC):
   table = {
@@ -150,6 +204,7 @@ def _lookup(implementation, table_SD, ids_NK, weights_NKC):
       refuses=pallas_tpu.refuses,
       partitions=False,
     ),
+    'triton': _on_gpu(pallas_gpu.lookup),
     'blocks': Entry(xla.lookup),
     'reference': Entry(reference.lookup),
   }
@@ -187,6 +242,7 @@ def _products(implementation, parts, table_SD, ids_NK, x_ND):
       refuses=pallas_tpu.refuses,
       partitions=False,
     ),
+    'triton': _on_gpu(static(pallas_gpu.products, parts=parts)),
     'blocks': Entry(static(xla.products, parts=parts)),
     'reference': Entry(static(reference.products, parts=parts)),
   }
@@ -222,21 +278,22 @@ def _plain(implementation):
 
 
 def _gradient(implementation, table_SD, ids_NK, weights_NKC, dy_ND):
-  slots = table_SD.shape[0]
-  static = functools.partial
+  # Made of the ids, so that it varies over the same devices in `shard_map`.
+  zeros_SD = jnp.zeros(table_SD.shape, jnp.float32) + 0 * ids_NK[0, 0]
+  args = zeros_SD, ids_NK, weights_NKC, dy_ND
+  dtable_SD = _add_gradient(implementation, *args, fresh=True)
+  return dtable_SD.astype(table_SD.dtype)
+
+
+def _add_gradient(implementation, *args, fresh=False):
   table = {
-    'scatter': Entry(static(cpu.gradient, slots=slots), platforms=('cpu',)),
-    'blocks': Entry(static(xla.gradient, slots=slots)),
-    'reference': Entry(static(reference.gradient, slots=slots)),
+    'scatter': Entry(cpu.gradient, platforms=('cpu',)),
+    'triton': _on_gpu(pallas_gpu.gradient),
+    'blocks': Entry(functools.partial(xla.gradient, fresh=fresh)),
+    'reference': Entry(reference.gradient),
   }
   if implementation not in table:
     implementation = None
-  dtable_SD = choose(
-    'table_lookup (backward)',
-    table,
-    ids_NK,
-    weights_NKC,
-    dy_ND,
-    implementation=implementation,
+  return choose(
+    'table_lookup (backward)', table, *args, implementation=implementation
   )
-  return dtable_SD.astype(table_SD.dtype)

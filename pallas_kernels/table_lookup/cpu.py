@@ -31,7 +31,7 @@ def lookup(table_SD, ids_NK, weights_NKC):
   return jax.lax.scan(add, zeros, columns)[0]
 
 
-def gradient(ids_NK, weights_NKC, dy_ND, *, slots):
+def gradient(total_SD, ids_NK, weights_NKC, dy_ND):
   """As the reference, in blocks of tokens."""
   d = dy_ND.shape[1]
 
@@ -40,9 +40,8 @@ def gradient(ids_NK, weights_NKC, dy_ND, *, slots):
     rows = expand(weights, d) * dy[:, None].astype(jnp.float32)
     return total_SD.at[ids].add(rows, mode='promise_in_bounds'), None
 
-  zeros = jnp.zeros((slots, d), jnp.float32) + 0 * ids_NK[0, 0]
   blocks = in_blocks(TOKENS, ids_NK, weights_NKC, dy_ND)
-  return jax.lax.scan(add, zeros, blocks)[0]
+  return jax.lax.scan(add, total_SD, blocks)[0]
 
 
 def touched(ids_NK, weights_NKC, dy_ND, *, slots):
@@ -54,4 +53,6 @@ def touched(ids_NK, weights_NKC, dy_ND, *, slots):
   place_R = jnp.cumsum(new_R, dtype=jnp.int32) - 1
   slots_R = jnp.full_like(ids_R, slots).at[place_R].set(sorted_R)
   place_NK = jnp.zeros_like(ids_R).at[pair_R].set(place_R).reshape(ids_NK.shape)
-  return slots_R, gradient(place_NK, weights_NKC, dy_ND, slots=ids_R.size)
+  # Made of the ids, so that it varies over the same devices in `shard_map`.
+  none_RD = jnp.zeros((ids_R.size, dy_ND.shape[1]), jnp.float32) + 0 * ids_R[0]
+  return slots_R, gradient(none_RD, place_NK, weights_NKC, dy_ND)

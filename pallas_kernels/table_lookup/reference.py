@@ -20,15 +20,14 @@ def products(table_SD, ids_NK, x_ND, *, parts):
   return jnp.einsum('nkec,nec->nkc', rows, x.astype(jnp.float32))
 
 
-def gradient(ids_NK, weights_NKC, dy_ND, *, slots):
-  """f32 [S, D]: for each row, the sum of weight times vector of who names it.
+def gradient(total_SD, ids_NK, weights_NKC, dy_ND):
+  """f32 [S, D]: total_SD, and for each row weight times vector of who names it.
 
-  It is the table's gradient of both others.
+  The sum is the table's gradient of both others.
   """
   dy = _parts(dy_ND, weights_NKC.shape[-1]).astype(jnp.float32)
   rows = jnp.einsum('nkc,nec->nkec', weights_NKC, dy)
-  zeros = jnp.zeros((slots, dy_ND.shape[1]), jnp.float32)
-  return zeros.at[ids_NK].add(rows.reshape(*ids_NK.shape, -1))
+  return total_SD.at[ids_NK].add(rows.reshape(*ids_NK.shape, -1))
 
 
 def _parts(a, parts):

@@ -35,17 +35,26 @@ def products(table_SD, ids_NK, x_ND, *, parts):
   return a.reshape(-1, k, parts)[:n]
 
 
-def gradient(ids_NK, weights_NKC, dy_ND, *, slots):
-  """As the reference, but in the order of the slots: no two writes collide."""
+def gradient(total_SD, ids_NK, weights_NKC, dy_ND, *, fresh=False):
+  """As the reference, but in the order of the slots: no two writes collide.
+
+  A `fresh` total is zero: rows are written and not added, which takes XLA less
+  memory.
+  """
+  slots = len(total_SD)
 
   def add(carry, block):
     total_SD, last = carry
     last, (slots_P, rows_PD) = _sums(last, block, weights_NKC, dy_ND, slots)
-    return (total_SD.at[slots_P].set(rows_PD, mode='drop'), last), None
+    # What goes nowhere goes to different places, so that none comes twice.
+    place_P = slots + jnp.arange(slots_P.size)
+    slots_P = jnp.where(slots_P < slots, slots_P, place_P)
+    row = total_SD.at[slots_P]
+    put = row.set if fresh else row.add
+    return (put(rows_PD, mode='drop', unique_indices=True), last), None
 
   blocks, first = _sorted(ids_NK, weights_NKC, dy_ND, slots)
-  zeros = jnp.zeros((slots, dy_ND.shape[1]), jnp.float32) + (first[0] + 1)
-  return jax.lax.scan(add, (zeros, first), blocks)[0][0]
+  return jax.lax.scan(add, (total_SD, first), blocks)[0][0]
 
 
 def touched(ids_NK, weights_NKC, dy_ND, *, slots):

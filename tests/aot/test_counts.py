@@ -135,6 +135,44 @@ def test_what_a_loop_reads_of_a_stack_is_one_slice_a_trip():
   assert least <= work.memory_bytes(Program(text)) <= least + 8 * array
 
 
+IN_PLACE = """
+HloModule rows, num_partitions=1
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%add (t: f32[1000,64], i: s32[8], r: f32[8,64]) -> f32[1000,64] {
+  %t = f32[1000,64]{1,0} parameter(0)
+  %i = s32[8]{0} parameter(1)
+  %r = f32[8,64]{1,0} parameter(2)
+  ROOT %s = f32[1000,64]{1,0} scatter(%t, %i, %r), to_apply=%sum
+}
+
+%take (t: f32[1000,64], i: s32[8]) -> f32[8,64] {
+  %t = f32[1000,64]{1,0} parameter(0)
+  %i = s32[8]{0} parameter(1)
+  ROOT %g = f32[8,64]{1,0} gather(%t, %i), offset_dims={1}
+}
+
+ENTRY %main (t: f32[1000,64], i: s32[8]) -> f32[1000,64] {
+  %t = f32[1000,64]{1,0} parameter(0)
+  %i = s32[8]{0} parameter(1)
+  %r = f32[8,64]{1,0} fusion(%t, %i), kind=kLoop, calls=%take
+  ROOT %y = f32[1000,64]{1,0} fusion(%t, %i, %r), kind=kCustom, calls=%add
+}
+"""
+
+
+def test_rows_that_are_read_or_added_in_place_count_alone():
+  rows, ids = 8 * 64 * 4, 8 * 4
+  taken = ids + rows + rows
+  added = ids + rows + rows + rows  # ids, what is added, the sum's old and new
+  assert work.memory_bytes(Program(IN_PLACE)) == taken + added
+
+
 SPLASH = """
 HloModule attention, num_partitions=1
 

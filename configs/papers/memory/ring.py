@@ -15,7 +15,7 @@ Measured: at width 64 and three seeds not told apart from a mixture of 2 of 8
           at a batch of 16; not reproduced: more right answers to what was
           told in rounds, and a lower loss with :ring=4 (0.002 [-0.007, 0.010]
           higher): experiments/2026_11_memory_trends. Four times the rows read
-          lower the loss, four times the slots do not, two seeds:
+          lower the loss, four times the slots do not:
           experiments/2026_11_memory_density.
 Differs:  4 layers of width 192 on bytes (:published has the 227M/1.2B shape);
           other differences are listed at `memory.Tucker`. A window needs more
