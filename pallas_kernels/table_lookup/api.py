@@ -118,7 +118,7 @@ def add_gradient(
   if ids_NK.size == 0:
     return total_SD
   weights = weights.astype(jnp.float32)
-  return _add_gradient(None, total_SD, ids_NK, weights, dy_ND)
+  return _sums_by_slot(None, None, total_SD, ids_NK, weights, dy_ND)
 
 
 def touched_rows(
@@ -278,22 +278,35 @@ def _plain(implementation):
 
 
 def _gradient(implementation, table_SD, ids_NK, weights_NKC, dy_ND):
-  # Made of the ids, so that it varies over the same devices in `shard_map`.
-  zeros_SD = jnp.zeros(table_SD.shape, jnp.float32) + 0 * ids_NK[0, 0]
-  args = zeros_SD, ids_NK, weights_NKC, dy_ND
-  dtable_SD = _add_gradient(implementation, *args, fresh=True)
+  args = ids_NK, weights_NKC, dy_ND
+  dtable_SD = _sums_by_slot(implementation, len(table_SD), *args)
   return dtable_SD.astype(table_SD.dtype)
 
 
-def _add_gradient(implementation, *args, fresh=False):
+def _sums_by_slot(implementation, fresh, *args):
+  """The gradient of a table, added to the first argument or of `fresh` rows."""
+
+  def of(gradient):
+    if fresh is None:
+      return gradient
+    return functools.partial(_from_zeros, gradient, fresh)
+
+  blocks = functools.partial(xla.gradient, fresh=fresh is not None)
   table = {
-    'scatter': Entry(cpu.gradient, platforms=('cpu',)),
-    'triton': _on_gpu(pallas_gpu.gradient),
-    'blocks': Entry(functools.partial(xla.gradient, fresh=fresh)),
-    'reference': Entry(reference.gradient),
+    'scatter': Entry(of(cpu.gradient), platforms=('cpu',)),
+    'triton': _on_gpu(of(pallas_gpu.gradient)),
+    'blocks': Entry(of(blocks)),
+    'reference': Entry(of(reference.gradient)),
   }
   if implementation not in table:
     implementation = None
   return choose(
     'table_lookup (backward)', table, *args, implementation=implementation
   )
+
+
+def _from_zeros(gradient, slots, ids_NK, weights_NKC, dy_ND):
+  """Made within the choice, or the zeros would be copied into it."""
+  # Of the ids, so that they vary over the same devices in `shard_map`.
+  zeros_SD = jnp.zeros((slots, dy_ND.shape[1]), jnp.float32) + 0 * ids_NK[0, 0]
+  return gradient(zeros_SD, ids_NK, weights_NKC, dy_ND)

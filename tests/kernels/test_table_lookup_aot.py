@@ -14,15 +14,18 @@ def test_lookups_and_products_are_kernels(on_topology, topology):
   for name, case in found.items():
     # Products and sums, each forward and for the other's gradient.
     assert case['kernels'] == 4, name
-    n, k, _, d, _ = PUBLISHED.get(name, PUBLISHED['1B'])
-    # The rows of all tokens would take more, and are never there.
-    assert case['temporary_bytes'] < n * k * d * 4, name
-  _, _, slots, d, _ = PUBLISHED['1B']
-  shards = {'value': slots * 128 * 4, 'slots': slots * d * 4 / 8}
-  # Gradients before they have their layout, and for columns the tables too:
-  # 560, 699 and 693 MB on v5e, v5p and v6e. Cut by rows, they are not.
-  for name, most in (('value', 5.0), ('slots', 0.5)):
-    assert found[name]['temporary_bytes'] < most * shards[name], name
+  # Rows of 192 and, cut by columns, of 96 numbers lie in 256 and 128 lanes for
+  # the kernels and not outside: both tables are copied, and when cut by columns
+  # both gradients as well. Whole tiles are not, and the rows of all tokens,
+  # 805 MB at 1B, are never there. MB on v5e, v5p, v6e: 268, 309, 271 (227M);
+  # 140, 141, 139 (1B); 961, 974, 966 (by columns); 35, 49, 35 (by rows).
+  for name, most in (
+    ('227M', 320),
+    ('1B', 150),
+    ('value', 1000),
+    ('slots', 60),
+  ):
+    assert found[name]['temporary_bytes'] < most * 1e6, name
   sent, formula = found['slots']['sent'], found['slots']['formula']
   if topology.startswith('v5p'):
     # There the compiler makes an all-reduce of it, and takes a part.
