@@ -15,7 +15,8 @@ from moejax.nn import matrix_init
 class Scored(nn.Module, kw_only=True):
   """A slot scores left C right, over R ranks with a query each.
 
-  Sows `stats/memory_score`, the mean score.
+  Sows `stats/memory_score`, the mean score. What the filter misses of the best
+  slots, `analyze.memory.filter_recall` tells.
 
   Source: 2411.12364 sec. 3.2 (filter, cores); 2508.18756 sec. 2.
   Differs: the filter's direction is found anew at each call, in f32, from cores
