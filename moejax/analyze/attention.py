@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import stats
+from moejax.analyze.observe import observed
 from moejax.mixers.block_routed import BlockCore
 from moejax.mixers.core import Core
 from moejax.model import Model
 from moejax.types import Context
-
-_NAME = 'first_token_mass'
 
 
 def first_token_mass(model: Model, variables: Any, ctx: Context) -> jax.Array:
@@ -33,25 +30,18 @@ def first_token_mass(model: Model, variables: Any, ctx: Context) -> jax.Array:
     heads and tokens, but for first tokens, which see nothing else.
   """
 
-  def observe(call, args, kwargs, method):
-    result = call(*args, **kwargs)
-    if isinstance(method.module, Core | BlockCore):
-      q, k, v, ctx = args[:4]
-      # With values of 1 at the first token and 0 elsewhere, the result is
-      # the share; of the size of the values, which kernels are known to take.
-      first = (ctx.positions_BT == 0)[..., None, None]
-      share = call(q, k, jnp.broadcast_to(first, v.shape).astype(v.dtype), ctx)
-      later = ctx.valid_N.reshape(ctx.positions_BT.shape)
-      later &= ctx.positions_BT > 0
-      share_BT = share[..., 0].astype(jnp.float32).mean(-1)
-      mean = jnp.where(later, share_BT, 0).sum() / jnp.maximum(later.sum(), 1)
-      # Into a collection that the scan over layers carries.
-      method.module.sow('stats', _NAME, mean)
-    return result
+  def read(result, call, args, method):
+    del result
+    if not isinstance(method.module, Core | BlockCore):
+      return None
+    q, k, v, ctx = args[:4]
+    # With values of 1 at the first token and 0 elsewhere, the result is the
+    # share; of the size of the values, which kernels are known to take.
+    first = (ctx.positions_BT == 0)[..., None, None]
+    share = call(q, k, jnp.broadcast_to(first, v.shape).astype(v.dtype), ctx)
+    later = ctx.valid_N.reshape(ctx.positions_BT.shape)
+    later &= ctx.positions_BT > 0
+    share_BT = share[..., 0].astype(jnp.float32).mean(-1)
+    return jnp.where(later, share_BT, 0).sum() / jnp.maximum(later.sum(), 1)
 
-  # What stages sow is summed up over micro-batches.
-  model = model.clone(pipeline=None)
-  with nn.intercept_methods(observe):
-    _, written = model.apply(variables, ctx, mutable=['stats'])
-  groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])
-  return jnp.asarray(stats.in_order(groups))
+  return jnp.asarray(observed(model, variables, ctx, read))

@@ -8,13 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import stats
+from moejax.analyze.observe import observed
 from moejax.memory.halves import Halves
 from moejax.memory.scored import Scored
 from moejax.model import Model
 from moejax.types import Context
 
-_NAME = 'filter_recall'
 _TOKENS = 16  # whose S x S scores exist at a time
 
 
@@ -37,30 +36,19 @@ def filter_recall(
   """
   halves = []
 
-  def observe(call, args, kwargs, method):
-    result = call(*args, **kwargs)
-    if isinstance(method.module, Halves):
+  def read(result, call, args, method):
+    del call, args
+    module = method.module
+    if isinstance(module, Halves):
       halves[:] = result
-    elif (
-      isinstance(method.module, Scored) and method.method_name == '_retrieve'
-    ):
-      core_HRR = method.module.get_variable('params', 'cores')
-      core_HRR = nn.unbox(core_HRR).sum(0)
-      found_N = recall(*halves, core_HRR, result[0]).mean(1)
-      valid_N = ctx.valid_N
-      mean = jnp.where(valid_N, found_N, 0).sum() / jnp.maximum(
-        valid_N.sum(), 1
-      )
-      # Into a collection that the scan over layers carries.
-      method.module.sow('stats', _NAME, mean)
-    return result
+    if not isinstance(module, Scored) or method.method_name != '_retrieve':
+      return None
+    core_HRR = nn.unbox(module.get_variable('params', 'cores')).sum(0)
+    found_N = recall(*halves, core_HRR, result[0]).mean(1)
+    total = jnp.where(ctx.valid_N, found_N, 0).sum()
+    return total / jnp.maximum(ctx.valid_N.sum(), 1)
 
-  # What stages sow is summed up over micro-batches.
-  model = model.clone(pipeline=None)
-  with nn.intercept_methods(observe):
-    _, written = model.apply(variables, ctx, mutable=['stats'])
-  groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])
-  return stats.in_order(groups)
+  return observed(model, variables, ctx, read)
 
 
 def recall(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax import stats
+from moejax.analyze.observe import observed
 from moejax.model import Model
 from moejax.types import Chosen, Context
-
-_NAME = 'router_ids'
 
 
 def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
@@ -29,20 +26,14 @@ def choices(model: Model, variables: Any, ctx: Context) -> list[jax.Array]:
     at padding.
   """
 
-  def observe(call, args, kwargs, method):
-    result = call(*args, **kwargs)
+  def read(result, call, args, method):
+    del call, args
     # Only what the composer calls: a router may hold others.
     if isinstance(result, Chosen) and method.module.name == 'router':
-      # Into a collection that the scan over layers carries.
-      method.module.sow('stats', _NAME, result.ids_NK)
-    return result
+      return result.ids_NK
+    return None
 
-  # What stages sow is summed up over micro-batches.
-  model = model.clone(pipeline=None)
-  with nn.intercept_methods(observe):
-    _, written = model.apply(variables, ctx, mutable=['stats'])
-  groups = stats.per_layer(written.get('stats', {})).get(_NAME, [])
-  return stats.in_order(groups)
+  return observed(model, variables, ctx, read)
 
 
 def counts_by_token(
